@@ -1,0 +1,1 @@
+"""The configuration: one frozen schema, one loader, and the run files (*.yaml)."""

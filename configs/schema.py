@@ -1,0 +1,180 @@
+"""Every key that a run file may have, with its unit and default. Unknown keys are errors (configs/loader.py names the nearest).
+
+Keys marked `resumable` may differ when a run is resumed; a change of any other is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RESUMABLE = "resumable"
+
+
+def _free(default: Any, **more: Any) -> Any:
+    """A field that may change on resume."""
+    return Field(default, json_schema_extra={RESUMABLE: True}, **more)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class ModelInit(Section):
+    """A Qwen2-architecture model made from nothing, seeded by the run's seed."""
+
+    layers: int = Field(4, ge=1)
+    width: int = Field(192, ge=8)
+    heads: int = Field(6, ge=1)
+    feed_forward: int = Field(512, ge=8)
+    max_positions: int = Field(256, ge=16)
+    tied_embeddings: bool = False
+
+
+class Model(Section):
+    path: str | None = None  # a local Hugging Face folder; None: made from `init`
+    init: ModelInit = ModelInit()
+    chat_template: bool = True  # used where the tokenizer has one
+    truncation: Literal["left", "refuse"] = "left"  # prompts over engine.max_prompt_tokens: keep the end, or end the episode
+
+
+class Environment(Section):
+    name: str = "reasoning_gym"
+    dataset: str = "spell_backward"  # any data set of reasoning-gym
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    prompt: str = "{question}"  # {question} or any {metadata key} of the item
+    answer: str = "{answer}"  # what supervised fine-tuning shows as the completion
+    verifier: str = "dataset"  # "dataset": its own score_answer; or one of environments/text/verifiers.py
+    train_items: int = Field(20_000, ge=1)
+    held_out_items: int = Field(512, ge=1)
+    timeout_s: float = _free(10.0, gt=0)  # one reset or step
+    retries: int = _free(2, ge=0)
+
+
+class WarmStart(Section):
+    """Supervised fine-tuning before reinforcement. steps 0: none."""
+
+    steps: int = Field(0, ge=0)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(5, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Learner(Section):
+    algorithm: Literal["grpo"] = "grpo"
+    groups_per_step: int = Field(32, ge=1)
+    group_size: int = Field(8, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(10, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float = Field(1.0, gt=0)
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.28, ge=0)
+    dual_clip: float | None = Field(None, gt=1)
+    advantage: Literal["unbiased_std", "population_std", "mean_only"] = "unbiased_std"
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    kl_coefficient: float = Field(0.0, ge=0)  # k3 to the genesis weights
+    importance_cap: float | None = Field(2.0, gt=0)  # truncated importance weights; None: off
+    skip_zero_spread: bool = True
+    shuffle_rewards: bool = False  # negative control: rewards are permuted across the groups of a batch
+    micro_batch_tokens: int = Field(16_384, ge=1)  # padded tokens in one forward pass
+    precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["eager", "sdpa"] = "eager"
+    threads: int = _free(1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Engine(Section):
+    backend: Literal["vllm", "transformers"] = "vllm"
+    count: int = Field(1, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_prompt_tokens: int = Field(64, ge=1)
+    max_tokens: int = Field(32, ge=1)  # of one completion
+    max_sequences: int = _free(256, ge=1)  # at once
+    memory_gib: float = _free(1.0, gt=0)  # KV cache (CPU); on a GPU see gpu_memory_share
+    gpu_memory_share: float = _free(0.85, gt=0, le=1)
+    in_flight: Literal["finish", "continue"] = "finish"
+    transport: Literal["object_store", "nccl"] = "object_store"
+    parity_gap: float = Field(0.15, gt=0)  # mean |log-prob gap| above which a push is refused
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    eager: bool = True
+    threads: int = _free(1, ge=1)
+    timeout_s: float = _free(120.0, gt=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Rollout(Section):
+    workers: int = _free(1, ge=1)
+    slots: int = _free(2, ge=1)  # leases worked on at once by one worker, each `chunk` groups
+    chunk: int = _free(16, ge=1)  # groups asked for at once
+    lease_timeout_s: float = _free(120.0, gt=0)  # after which a held lease is abandoned and handed out again
+    ack_log: str | None = _free(None)  # a file or named pipe that hears every acknowledgement (audits)
+    num_gpus: float = _free(0.0, ge=0)
+
+
+class Store(Section):
+    ack: Literal["durable", "os"] = "durable"
+    segment_mib: int = Field(128, ge=1)
+    control_segment_mib: int = Field(16, ge=1)
+    reserve_mib: int = _free(64, ge=0)  # free space that data never takes
+    commit_bytes: int = _free(1 << 20, ge=1)
+    commit_wait_ms: float = _free(2.0, ge=0)
+    strict: bool = _free(False)
+    index_map_mib: int = _free(4096, ge=16)
+
+
+class CheckpointRule(Section):
+    every_steps: int = _free(20, ge=1)
+    keep: int = _free(2, ge=1)  # newest ones, beside genesis
+    compare_hashes: Literal["always", "checkpoints", "never"] = "always"
+
+
+class Evaluate(Section):
+    every_steps: int = _free(0, ge=0)  # 0: first and last only
+    samples: int = Field(4, ge=1)  # sampled completions an item, at temperature 1
+
+
+class Metrics(Section):
+    enabled: bool = _free(True)
+    host: str = _free("127.0.0.1")
+
+
+class Cluster(Section):
+    address: str = _free("local")  # "local": a cluster of its own for this run; else a Ray address or "auto"
+    mode: Literal["cpu", "gpu", "colocated"] = _free("cpu")  # who asks for GPUs: see actors/placement.py
+    insecure: bool = _free(False)  # join a cluster of several nodes without token authentication
+    placement_timeout_s: float = _free(30.0, gt=0)
+    object_store_mib: int = _free(256, ge=80)
+
+
+class RunConfig(Section):
+    name: str = "run"
+    root: str = _free("runs")  # folder of run folders
+    seed: int = 0
+    mode: Literal["sync", "async"] = "async"
+    steps: int = _free(100, ge=0)
+    max_staleness: int = Field(1, ge=0)  # versions; 0 in sync mode
+    model: Model = Model()
+    environment: Environment = Environment()
+    warm_start: WarmStart = WarmStart()
+    learner: Learner = Learner()
+    engine: Engine = Engine()
+    rollout: Rollout = Rollout()
+    store: Store = Store()
+    checkpoint: CheckpointRule = CheckpointRule()
+    evaluate: Evaluate = Evaluate()
+    metrics: Metrics = Metrics()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.mode == "sync" and self.max_staleness != 0:
+            raise ValueError("mode sync has no staleness: set max_staleness to 0")
+        if self.model.path is None and self.model.init.width % self.model.init.heads:
+            raise ValueError(f"model.init.width {self.model.init.width} is no multiple of heads {self.model.init.heads}")
+        return self

@@ -1,0 +1,1 @@
+"""What crosses a border between two rooms: records, protocols, errors. Standard library and numpy only."""

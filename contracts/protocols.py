@@ -1,0 +1,249 @@
+"""The ports through which the loops talk to everything else. `actors/` wires them; tests wire them without Ray.
+
+One rollout: TaskSource (inside the store's owner) → Environment → Engine → Store → Learner → WeightPublisher → Engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.records import (
+    Ack,
+    Batch,
+    ControlRecord,
+    Episode,
+    FloatArray,
+    IntArray,
+    Kind,
+    Lease,
+    Ledger,
+    Span,
+    StopReason,
+)
+
+Array = NDArray[np.generic]
+
+
+# ---------------------------------------------------------------------------------------------- engines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy (then log-probs are of the unscaled distribution)."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None  # fixes the draw where the engine can (transformers); vLLM on the CPU pays for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt. `request_id` is unique among requests in flight."""
+
+    request_id: str
+    prompt_ids: IntArray  # int32 [P]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What the policy answered, stop token included. Every token carries its log-prob and, by span, its version."""
+
+    request_id: str
+    token_ids: IntArray  # int32 [C]
+    log_probs: FloatArray  # float32 [C], of the distribution sampled from
+    spans: tuple[Span, ...]  # starts at 0, relative to this completion
+    stop_reason: StopReason  # TERMINATED (a stop token), LENGTH, ENGINE_ERROR
+
+
+class InFlight(str, Enum):
+    """What a push does with sequences that are being generated."""
+
+    FINISH = "finish"  # they end under the old weights first
+    CONTINUE = "continue"  # they go on under the new weights; their spans say where
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSet:
+    """The weights of one version, Hugging Face parameter names to arrays.
+
+    bf16 travels as uint16 views with `dtypes[name] == "bfloat16"`: numpy has no bfloat16.
+    """
+
+    version: int
+    root_hash: str
+    tensors: Mapping[str, Array]
+    dtypes: Mapping[str, str]
+
+
+class Engine(Protocol):
+    """An inference engine. Thread-safe: many callers of `generate`, one publisher.
+
+    Publisher's order: pause → push → generate(guard=True) → resume. Requests that come while paused wait.
+    """
+
+    @property
+    def version(self) -> int:
+        """The version that acts now."""
+        ...
+
+    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+        """Completions in the order of the requests. `guard`: runs even while paused. Raises EngineError."""
+        ...
+
+    def pause(self, in_flight: InFlight, *, timeout_s: float) -> None:
+        """Hold new requests; FINISH: return when the running ones have ended."""
+        ...
+
+    def push(self, weights: WeightSet) -> None:
+        """Replace all weights, empty the prefix cache. Only while paused. Raises EngineError on a missing tensor."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def stats(self) -> Mapping[str, float]:
+        """Counters since start: `requests`, `prompt_tokens`, `completion_tokens`, `busy_s`, `pushes`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Fleet(Protocol):
+    """All engines of a run as the publisher sees them."""
+
+    def pause(self, in_flight: InFlight) -> None: ...
+
+    def push(self, weights: WeightSet) -> None: ...
+
+    def probe(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Guard completions, one list per engine."""
+        ...
+
+    def resume(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------- environments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One item of a text data set: what the policy is asked, as text, and where it came from."""
+
+    task_id: str
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What an environment says of an episode's end. `reward` None with a stop reason that carries none."""
+
+    reward: float | None
+    parts: Mapping[str, float]
+    stop_reason: StopReason
+    retries: int = 0
+    detail: str = ""
+
+
+# ---------------------------------------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest:
+    """What a learner asks of the queue. Compare-and-append: the same (branch, step) gets the stored BATCH back."""
+
+    session: int  # the learner's SESSION lsn: an older one than the newest is fenced
+    branch: int
+    step: int
+    parent_version: int
+    num_groups: int
+    max_staleness: int  # versions between the oldest token and the parent version, along its ancestry
+    seed: int
+    coefficients: Mapping[str, float]
+
+
+class Store(Protocol):
+    """The experience store as rollout workers and learners see it. Every call may be retried.
+
+    Errors: FencedError, StoreFullError, StoreStoppedError.
+    """
+
+    def attach(self, producer: str) -> int:
+        """A new producer epoch for `producer`; what an older epoch of it still holds is abandoned."""
+        ...
+
+    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
+        """Tasks to try now; empty while admission is closed. With world > 1 in `sync` mode, the share of `rank`."""
+        ...
+
+    def append(self, episodes: Sequence[Episode]) -> list[Ack]:
+        """Keep episodes; returns when they are as safe as the store's ack level says."""
+        ...
+
+    def open_session(self, record: ControlRecord) -> int:
+        """Append a SESSION: its LSN fences every older session of the same role."""
+        ...
+
+    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        """Cut the next batch, or None while fewer than `num_groups` groups are ready."""
+        ...
+
+    def read(self, lsns: Sequence[int]) -> list[Episode]: ...
+
+    def decide(self, record: ControlRecord, session: int) -> int:
+        """Append one decision; its LSN. VERSION is compare-and-append by (branch, step, root hash)."""
+        ...
+
+    def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
+        """Control records with LSN >= start, in order."""
+        ...
+
+    def ledger(self) -> Ledger: ...
+
+
+# ---------------------------------------------------------------------------------------------- learners
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one update did. `skipped`: loss or gradient was not finite and the weights are unchanged."""
+
+    root_hash: str
+    stats: Mapping[str, float]
+    skipped: bool = False
+
+
+class Learner(Protocol):
+    """The fold: state × batch → state. Deterministic on an equal fingerprint."""
+
+    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+        """One update on the batch's rows in order. Raises LearnerError; the state is then unchanged."""
+        ...
+
+    def root_hash(self) -> str: ...
+
+    def weights(self, version: int) -> WeightSet:
+        """A copy of the weights as engines take them."""
+        ...
+
+    def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
+        """Log-probs of each (prompt_ids, completion_ids)'s completion tokens under the present weights."""
+        ...
+
+    def save(self, folder: str) -> str:
+        """Write and sync the whole state; returns its hash."""
+        ...
+
+    def load(self, folder: str, state_hash: str) -> None:
+        """Read the whole state back. Raises FormatError where the hash differs."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, str | int | float | bool | None]: ...

@@ -1,0 +1,364 @@
+"""The records of the two logs: what happened (data) and what was decided (control).
+
+A record is a frozen dataclass of scalars, strings, tuples, dicts, enums, nested records, and little-endian numpy
+arrays. `buffers/codec.py` turns it into bytes and back by its fields alone; a field that is added later needs a
+default, so that old bytes still read. An LSN is a byte position in the logical log: it names a record for ever.
+
+    data      TASK ─► EPISODE × group_size ─► (FEEDBACK)          producer: rollout workers
+    control   SESSION ─► BATCH ─► VERSION ─► SERVED | GUARD       producer: update worker, supervisor
+
+    a task's life:  handed ─► in flight ─► ready ─► exactly one Disposition
+                                  └──────► abandoned, then handed again under a new lease
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+Scalar = str | int | float | bool | None
+
+
+class Kind(IntEnum):
+    """Frame type of each record. Numbers are for ever; control kinds start at 64."""
+
+    SCHEMA = 1
+    TASK = 2
+    EPISODE = 3
+    FEEDBACK = 4
+    SESSION = 64
+    BATCH = 65
+    VERSION = 66
+    SERVED = 67
+    GUARD = 68
+    CHECKPOINT = 69
+    BRANCH = 70
+    SKIP = 71
+    CLOSED = 72
+    FAILURE = 73
+    EVALUATION = 74
+
+
+class Purpose(str, Enum):
+    """Why an episode was generated. Only `train` is ever sampled."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class StopReason(str, Enum):
+    """Why an episode ended. The last four carry no reward: they are never a reward of 0."""
+
+    TERMINATED = "terminated"  # the environment said so
+    TRUNCATED = "truncated"  # step limit
+    LENGTH = "length"  # token limit of a completion; the environment still scored it
+    ENV_ERROR = "env_error"  # the environment raised, after all retries
+    ENV_TIMEOUT = "env_timeout"  # the environment hung, after all retries
+    ENV_INVALID = "env_invalid"  # it returned nonsense (wrong shape, NaN, infinite reward), after all retries
+    ENGINE_ERROR = "engine_error"  # no completion came
+
+
+class Disposition(str, Enum):
+    """How a handed-out task ended. Each task has exactly one; until then it is in flight."""
+
+    TRAINED = "trained"
+    ZERO_SPREAD = "zero_spread"  # every member had the same return: no gradient
+    STALE = "stale"  # older than the bound when its turn came
+    LATE = "late"  # its episodes came only after the lease was closed
+    OFF_BRANCH = "off_branch"  # made by a version that is not an ancestor of the learner's
+    QUARANTINED = "quarantined"  # a member is invalid
+    ABANDONED = "abandoned"  # not completed; its task was handed out again under a new lease
+    REWARD_TIMEOUT = "reward_timeout"  # a pending reward did not come in time
+    SKIPPED = "skipped"  # its batch failed twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One prompt handed out to be tried `group_size` times. The LSN of this record is the lease.
+
+    Example: Task(task_id="spell_backward:7:1041", position=12, index=1041, group_size=8, producer="rollout-0", branch=0)
+    """
+
+    KIND: ClassVar[Kind] = Kind.TASK
+    task_id: str  # unique in its source; the same again when it is handed out again
+    position: int  # place in the source's order, from 0
+    index: int  # generated tasks: the item's index in its data set; external tasks: -1
+    group_size: int
+    producer: str  # who holds the lease
+    branch: int
+    attempt: int = 0  # times this task was handed out before
+    payload: bytes | None = None  # external tasks travel with their payload: they cannot be generated again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A task as its holder sees it: the record, where it stands, and which members are still missing."""
+
+    lsn: int
+    task: Task
+    missing: tuple[int, ...]  # members to generate; fewer than group_size after a resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One exchange: what the policy was shown since its last action, and what it answered.
+
+    observation: token ids int32 [P] (text) or float32 [D] (vectors). action: token ids int32 [C], or float32 / int32 [A].
+    log_probs: float32 [C], of the distribution that was sampled from (after temperature and top-p).
+    """
+
+    observation: IntArray | FloatArray
+    action: IntArray | FloatArray
+    log_probs: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """From action token `start` of the episode on (all steps' actions concatenated), `version` acted."""
+
+    start: int
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One try of one task: producer rollout worker, consumer update worker. Immutable once acknowledged."""
+
+    KIND: ClassVar[Kind] = Kind.EPISODE
+    episode_id: str  # hash(store uuid, lease, member): 32 hex digits
+    lease: int  # LSN of the Task record; the group is the lease
+    member: int  # 0 .. group_size - 1
+    task_id: str
+    environment: str
+    environment_version: str
+    purpose: Purpose
+    steps: tuple[Step, ...]
+    spans: tuple[Span, ...]
+    stop_reason: StopReason
+    reward: float | None  # None: pending or, with an error stop reason, never
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    reward_code: str = ""  # hash of the verifier's code
+    reward_deadline: float | None = None  # wall time (s) after which a pending reward is given up
+    producer: str = ""
+    producer_epoch: int = 0
+    seq: int = 0  # rises by one per append of this producer epoch: duplicates are recognised by it
+    wall_time: float = 0.0  # s since 1970; metadata only: nothing is ordered by it
+    retries: int = 0  # environment retries that this episode needed
+
+    @property
+    def valid(self) -> bool:
+        """Whether a learner may read it: it has a reward or may still get one."""
+        return self.stop_reason in (StopReason.TERMINATED, StopReason.TRUNCATED, StopReason.LENGTH)
+
+    @property
+    def oldest_version(self) -> int:
+        return min(span.version for span in self.spans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """A late or corrected reward of one episode."""
+
+    KIND: ClassVar[Kind] = Kind.FEEDBACK
+    episode_id: str
+    episode_lsn: int
+    reward: float
+    reward_code: str = ""
+    producer: str = ""
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A process of the run began its work. The LSN of the learner's newest one is its fencing token."""
+
+    KIND: ClassVar[Kind] = Kind.SESSION
+    role: str  # "learner", "owner"
+    epoch: int
+    config_hash: str = ""
+    code_hash: str = ""
+    base_weights: str = ""  # root hash of the weights the run starts from (before any warm start)
+    tokenizer: str = ""
+    reward_code: str = ""
+    fingerprint: dict[str, Scalar] = field(default_factory=dict)  # what the bits depend on
+    step_repeats: bool | None = None  # whether one step run twice gave one hash; None: not tried
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One episode in a batch, in training order."""
+
+    episode_lsn: int
+    reward_lsn: int  # the FEEDBACK that counts, or the episode itself
+    lease: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A group that left the queue without being trained on."""
+
+    lease: int
+    disposition: Disposition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one learner step reads: everything that fixes its bits. Compare-and-append: one per (branch, step)."""
+
+    KIND: ClassVar[Kind] = Kind.BATCH
+    branch: int
+    step: int  # 1-based: step k makes the version of step k
+    parent_version: int
+    rows: tuple[Row, ...]  # whole groups, members in order
+    zero_spread: tuple[int, ...] = ()  # leases among rows whose returns are all equal
+    dropped: tuple[Dropped, ...] = ()
+    micro_batches: tuple[int, ...] = ()  # rows in each micro-batch, in order; () lets the learner's fixed rule cut
+    seed: int = 0
+    data_lsn: int = 0  # durable watermark of the data log when it was cut
+    control_lsn: int = 0
+    coefficients: dict[str, float] = field(default_factory=dict)  # from outside: learning rate, KL, ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A model version. Numbers rise and are never used again."""
+
+    KIND: ClassVar[Kind] = Kind.VERSION
+    version: int
+    parent: int  # -1 for genesis
+    branch: int
+    step: int
+    root_hash: str  # of all weights, see models/registry.py
+    batch_lsn: int = -1  # -1 for genesis
+    stats: dict[str, float] = field(default_factory=dict)
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A version reached the engines and passed the parity guard."""
+
+    KIND: ClassVar[Kind] = Kind.SERVED
+    version: int
+    gap: float  # mean |engine log-prob - learner log-prob| over the guard's tokens
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """A verdict on a version: good, bad, refused."""
+
+    KIND: ClassVar[Kind] = Kind.GUARD
+    version: int
+    verdict: str
+    reason: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The learner's whole state at a version lies, synced, in `folder` (relative to the run)."""
+
+    KIND: ClassVar[Kind] = Kind.CHECKPOINT
+    version: int
+    step: int
+    branch: int
+    folder: str
+    root_hash: str
+    state_hash: str  # weights, optimizer and schedule together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    KIND: ClassVar[Kind] = Kind.BRANCH
+    branch: int
+    parent_branch: int
+    from_version: int
+    reason: str
+    exclude: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """A batch that failed twice: its groups are `skipped`, its version has the parent's weights."""
+
+    KIND: ClassVar[Kind] = Kind.SKIP
+    batch_lsn: int
+    step: int
+    branch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """Leases that ended outside a batch."""
+
+    KIND: ClassVar[Kind] = Kind.CLOSED
+    leases: tuple[int, ...]
+    disposition: Disposition
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A process died or a step failed, as the survivor saw it."""
+
+    KIND: ClassVar[Kind] = Kind.FAILURE
+    role: str
+    detail: str
+    batch_lsn: int = -1  # the batch the learner was computing, -1 if none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of a version on held-out items."""
+
+    KIND: ClassVar[Kind] = Kind.EVALUATION
+    version: int
+    step: int
+    metric: str  # the main one, a key of scores
+    scores: dict[str, float]
+    items: int
+    samples: int
+    wall_time: float = 0.0
+
+
+DataRecord = Task | Episode | Feedback
+ControlRecord = (
+    Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation
+)
+Record = DataRecord | ControlRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ack:
+    """Answer to an append: the record is kept at `lsn`."""
+
+    lsn: int
+    duplicate: bool = False  # the first copy stays; `lsn` is the first copy's
+    late: bool = False  # its lease was closed before: stored, never trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The sums over every task handed out. `handed == sum(ended.values()) + in_flight` always (`balanced`)."""
+
+    handed: int
+    ended: dict[str, int]  # Disposition value -> tasks
+    in_flight: int  # leased and not complete, or complete and waiting in the queue
+    ready: int  # the part of in_flight that waits in the queue
+    episodes: int  # acknowledged
+    episodes_late: int
+    episodes_trained: int  # rows of batches that became versions
+
+    @property
+    def balanced(self) -> bool:
+        return self.handed == sum(self.ended.values()) + self.in_flight
