@@ -156,6 +156,14 @@ class Verdict:
 # ---------------------------------------------------------------------------------------------- store
 
 
+class TaskSource(Protocol):
+    """The endless order of tasks. Pure: the same position always names the same task."""
+
+    def __call__(self, position: int) -> tuple[str, int]:
+        """(task_id, item index) at `position`, from 0."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
     """What a learner asks of the queue. Compare-and-append: the same (branch, step) gets the stored BATCH back."""
