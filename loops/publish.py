@@ -1,0 +1,74 @@
+"""One path for weights: pause, push, check parity, and serve, or put the old version back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from contracts.errors import PushRefusedError
+from contracts.protocols import Completion, Fleet, InFlight, Request, WeightSet
+from contracts.records import FloatArray, Guard, IntArray, Served
+
+Score = Callable[[Sequence[tuple[IntArray, IntArray]]], list[FloatArray]]
+REFUSALS_IN_A_ROW = 3  # after so many the engines are broken, not the weights
+
+
+class Publisher:
+    """Pushes versions to all engines and refuses those that the engines do not reproduce.
+
+    The guard generates tokens after prompts that the prefix cache already holds, and compares the log-probabilities
+    the engine reports with the learner's own: mean |gap| at most `parity_gap` on each engine.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, score: Score, probes: Sequence[Request], parity_gap: float, in_flight: InFlight
+    ) -> None:
+        self._fleet, self._score, self._probes = fleet, score, probes
+        self._parity_gap, self._in_flight = parity_gap, in_flight
+        self._serving: WeightSet | None = None
+        self._refused_in_a_row = 0
+        self._warm = False
+        self.last_push_s = 0.0
+
+    def publish(self, weights: WeightSet) -> Served | Guard:
+        """SERVED when every engine runs `weights`; GUARD(refused) when the old ones were put back.
+
+        Raises PushRefusedError after three refusals in a row, or at the first when there is no older version.
+        """
+        start = time.monotonic()
+        self._fleet.pause(self._in_flight)
+        try:
+            if not self._warm:  # so that the first check, too, follows cached prompts
+                self._fleet.probe(self._probes)
+                self._warm = True
+            gap = self._push(weights)
+            if gap > self._parity_gap:
+                gap = self._push(weights)
+            if gap <= self._parity_gap:
+                self._serving, self._refused_in_a_row = weights, 0
+                return Served(version=weights.version, gap=gap, wall_time=time.time())
+            return self._refuse(weights, gap)
+        finally:
+            self._fleet.resume()
+            self.last_push_s = time.monotonic() - start
+
+    def _push(self, weights: WeightSet) -> float:
+        self._fleet.push(weights)
+        return max(self._gap(completions) for completions in self._fleet.probe(self._probes))
+
+    def _gap(self, completions: Sequence[Completion]) -> float:
+        prompts = {request.request_id: request.prompt_ids for request in self._probes}
+        scored = self._score([(prompts[one.request_id], one.token_ids) for one in completions])
+        gaps = [np.abs(one.log_probs - mine) for one, mine in zip(completions, scored, strict=True)]
+        gap = float(np.concatenate(gaps).mean())
+        return gap if np.isfinite(gap) else float("inf")
+
+    def _refuse(self, weights: WeightSet, gap: float) -> Guard:
+        self._refused_in_a_row += 1
+        reason = f"the engine's log-probs are {gap:.3f} off the learner's on average (limit {self._parity_gap})"
+        if self._serving is None or self._refused_in_a_row >= REFUSALS_IN_A_ROW:
+            raise PushRefusedError(f"version {weights.version}: {reason}; refused {self._refused_in_a_row} in a row")
+        self._fleet.push(self._serving)
+        return Guard(version=weights.version, verdict="refused", reason=reason, scores={"gap": gap})
