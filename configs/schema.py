@@ -131,7 +131,6 @@ class Store(Section):
 class CheckpointRule(Section):
     every_steps: int = _free(20, ge=1)
     keep: int = _free(2, ge=1)  # newest ones, beside genesis
-    compare_hashes: Literal["always", "checkpoints", "never"] = "always"
 
 
 class Evaluate(Section):

@@ -12,21 +12,29 @@ from contracts.protocols import Completion, Fleet, InFlight, Request, WeightSet
 from contracts.records import FloatArray, Guard, IntArray, Served
 
 Score = Callable[[Sequence[tuple[IntArray, IntArray]]], list[FloatArray]]
-REFUSALS_IN_A_ROW = 3  # after so many the engines are broken, not the weights
 
 
 class Publisher:
     """Pushes versions to all engines and refuses those that the engines do not reproduce.
 
     The guard generates tokens after prompts that the prefix cache already holds, and compares the log-probabilities
-    the engine reports with the learner's own: mean |gap| at most `parity_gap` on each engine.
+    the engine reports with the learner's own: mean |gap| at most `parity_gap` on each engine. `patience`: refusals in
+    a row that the run can stand, which is its staleness bound: beyond it everything generated is stale.
     """
 
     def __init__(
-        self, fleet: Fleet, *, score: Score, probes: Sequence[Request], parity_gap: float, in_flight: InFlight
+        self,
+        fleet: Fleet,
+        *,
+        score: Score,
+        probes: Sequence[Request],
+        parity_gap: float,
+        in_flight: InFlight,
+        patience: int,
     ) -> None:
         self._fleet, self._score, self._probes = fleet, score, probes
         self._parity_gap, self._in_flight = parity_gap, in_flight
+        self._patience = patience
         self._serving: WeightSet | None = None
         self._refused_in_a_row = 0
         self._warm = False
@@ -35,7 +43,7 @@ class Publisher:
     def publish(self, weights: WeightSet) -> Served | Guard:
         """SERVED when every engine runs `weights`; GUARD(refused) when the old ones were put back.
 
-        Raises PushRefusedError after three refusals in a row, or at the first when there is no older version.
+        Raises PushRefusedError when patience is over, or there is no older version to put back.
         """
         start = time.monotonic()
         self._fleet.pause(self._in_flight)
@@ -68,7 +76,7 @@ class Publisher:
     def _refuse(self, weights: WeightSet, gap: float) -> Guard:
         self._refused_in_a_row += 1
         reason = f"the engine's log-probs are {gap:.3f} off the learner's on average (limit {self._parity_gap})"
-        if self._serving is None or self._refused_in_a_row >= REFUSALS_IN_A_ROW:
+        if self._serving is None or self._refused_in_a_row > self._patience:
             raise PushRefusedError(f"version {weights.version}: {reason}; refused {self._refused_in_a_row} in a row")
         self._fleet.push(self._serving)
         return Guard(version=weights.version, verdict="refused", reason=reason, scores={"gap": gap})

@@ -1,0 +1,356 @@
+"""The learner protocol: batches are decided first, computed after, and never computed from anything but the log.
+
+    genesis:  prepare (warm start) ─► files ─► VERSION 0 ─► CHECKPOINT ─► publish
+    a step:   BATCH ─► compute ─► files ─► VERSION ─► publish (SERVED | GUARD) ─► CHECKPOINT every so often
+    recover:  newest CHECKPOINT ─► the BATCH records after it again, hashes compared, nothing appended ─► publish
+
+A crash between any two arrows leaves a log from which `recover` goes on; tests/unit/loops/test_protocol.py stops at
+each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from configs.schema import RunConfig
+from contracts.errors import LearnerError, RatchetError
+from contracts.protocols import BatchRequest, Learner, StepResult, Store, WeightSet
+from contracts.records import (
+    Batch,
+    Checkpoint,
+    ControlRecord,
+    Episode,
+    Evaluation,
+    Failure,
+    Guard,
+    Served,
+    Session,
+    Skip,
+    Version,
+)
+from loops.tasks import derive_seed
+
+log = logging.getLogger(__name__)
+IDLE_S = 0.005  # between two looks at a queue that is not full yet
+FAILURES_TO_SKIP = 2
+BRANCH = 0  # roll-back and rewind, which open further branches, are not built yet
+
+
+class Publish(Protocol):
+    def publish(self, weights: WeightSet) -> Served | Guard: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatePorts:
+    """What the loop is wired to."""
+
+    store: Store
+    learner: Learner
+    publisher: Publish
+    prepare: Callable[[], Mapping[str, float]]  # base weights to genesis weights: the warm start, or nothing
+    save_version: Callable[[WeightSet], None]  # durable when it returns
+    prune: Callable[[], None]  # forget files of versions and checkpoints that no recovery needs
+    evaluate: Callable[[int, int], Evaluation]  # (version, step): scores of the version that is served now
+    on_step: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What one step did and how long its parts took (seconds)."""
+
+    step: int
+    version: int
+    phase: str  # "recover", "genesis", "step", "evaluate"
+    stats: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    staleness: float = 0.0
+    evaluation: Evaluation | None = None
+
+
+@dataclass
+class Position:
+    """Where the fold stands."""
+
+    version: int = -1
+    step: int = 0
+    last_number: int = -1  # the highest version number ever used
+    records: list[tuple[int, ControlRecord]] = field(default_factory=list)
+
+
+class UpdateLoop:
+    """Single-threaded. `recover`, then `run`."""
+
+    def __init__(self, ports: UpdatePorts, *, config: RunConfig, folder: Path, session: Session) -> None:
+        self._ports, self._config, self._folder = ports, config, folder
+        self._session_record = session
+        self._session = -1
+        self._at = Position()
+        self._recovering = False
+        self._versions: dict[int, Version] = {}
+
+    @property
+    def step(self) -> int:
+        return self._at.step
+
+    @property
+    def version(self) -> int:
+        return self._at.version
+
+    # ------------------------------------------------------------------------------------------ recovery
+
+    def recover(self) -> None:
+        """From whatever the log says to a learner that stands at its end, and engines that serve it."""
+        store, learner = self._ports.store, self._ports.learner
+        self._session = store.open_session(self._session_record)
+        records = store.decisions()
+        self._at.records, self._recovering = records, True
+        for _, record in records:
+            if isinstance(record, Version):
+                self._remember(record)
+        checkpoint = self._load_checkpoint()
+        if checkpoint is None:
+            self._genesis()
+        else:
+            self._at.version, self._at.step = checkpoint.version, checkpoint.step
+            log.info("checkpoint loaded", extra={"version": checkpoint.version, "step": checkpoint.step})
+            self._fold_again(after_step=checkpoint.step)
+        self._publish(learner.weights(self._at.version))
+        self._catch_up_evaluation()
+        self._at.records, self._recovering = [], False
+
+    def _load_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are whole."""
+        for _, record in reversed(self._at.records):
+            if isinstance(record, Checkpoint) and record.branch == BRANCH:
+                try:
+                    self._ports.learner.load(str(self._folder / record.folder), record.state_hash)
+                except (OSError, RatchetError, ValueError) as error:
+                    log.warning("checkpoint not usable, taking an older one", extra={"detail": repr(error)})
+                else:
+                    return record
+        return None
+
+    def _genesis(self) -> None:
+        stats = self._ports.prepare()
+        root_hash = self._ports.learner.root_hash()
+        known = self._versions.get(0)
+        number = 0 if known is None or known.root_hash == root_hash else self._at.last_number + 1
+        if known is not None and known.root_hash != root_hash:
+            log.warning("the warm start gave other bits than before", extra={"version": number})
+        self._at.version, self._at.step = number, 0
+        self._ports.save_version(self._ports.learner.weights(number))
+        self._decide_version(Version(version=number, parent=-1, branch=BRANCH, step=0, root_hash=root_hash))
+        self._checkpoint()
+        self._report("genesis", stats=stats)
+        self._fold_again(after_step=0)
+
+    def _fold_again(self, *, after_step: int) -> None:
+        """Compute again what the log says was decided after the checkpoint; finish what was left open."""
+        skipped = {record.batch_lsn: record for _, record in self._at.records if isinstance(record, Skip)}
+        made: dict[int, list[Version]] = {}
+        for version in self._versions.values():
+            made.setdefault(version.batch_lsn, []).append(version)
+        for lsn, batch in self._at.records:
+            if not isinstance(batch, Batch) or batch.branch != BRANCH or batch.step <= after_step:
+                continue
+            if lsn in skipped:
+                self._at.step = batch.step
+            elif lsn in made:
+                self._repeat(lsn, batch, made[lsn])
+            else:
+                self._compute(lsn, batch)
+
+    def _repeat(self, lsn: int, batch: Batch, versions: list[Version]) -> None:
+        """A step whose version is in the log: compute it, compare, append nothing unless the bits differ."""
+        result = self._ports.learner.step(batch, self._episodes(batch))
+        latest = max(versions, key=lambda version: version.version)
+        same = [version for version in versions if version.root_hash == result.root_hash]
+        if same:
+            self._at.version, self._at.step = same[-1].version, batch.step
+            self._report("recover", stats=result.stats)
+            return
+        log.warning(
+            "this machine computes other bits than the log has: a new version number",
+            extra={"step": batch.step, "logged": latest.root_hash, "computed": result.root_hash},
+        )
+        self._new_version(lsn, batch, result)
+
+    # ------------------------------------------------------------------------------------------ going on
+
+    def run(self, stop: Event) -> None:
+        """Steps until the configured number is done or `stop` is set; a checkpoint ends both."""
+        while self._at.step < self._config.steps and not stop.is_set():
+            start = time.monotonic()
+            request = self._batch_request()
+            got = self._ports.store.append_batch(request)
+            while got is None:
+                if stop.wait(IDLE_S):
+                    break
+                got = self._ports.store.append_batch(request)
+            if got is None:
+                break
+            waited = time.monotonic() - start
+            lsn, batch = got
+            self._compute(lsn, batch, waited_s=waited)
+            self._after_step()
+        if self._at.step % self._config.checkpoint.every_steps:
+            self._checkpoint()
+
+    def _batch_request(self) -> BatchRequest:
+        config = self._config
+        step = self._at.step + 1
+        return BatchRequest(
+            session=self._session,
+            branch=BRANCH,
+            step=step,
+            parent_version=self._at.version,
+            num_groups=config.learner.groups_per_step,
+            max_staleness=config.max_staleness,
+            seed=derive_seed(config.seed, "batch", BRANCH, step),
+            coefficients={},
+        )
+
+    def _compute(self, lsn: int, batch: Batch, *, waited_s: float = 0.0) -> None:
+        """One fresh step; after two failures, in this process or in ones that it killed, the batch is skipped."""
+        failures = sum(isinstance(r, Failure) and r.batch_lsn == lsn for _, r in self._at.records)
+        seconds = {"wait": waited_s}
+        while failures < FAILURES_TO_SKIP:
+            start = time.monotonic()
+            try:
+                episodes = self._episodes(batch)
+                seconds["read"] = time.monotonic() - start
+                result = self._ports.learner.step(batch, episodes)
+            except LearnerError as error:
+                failures += 1
+                log.error("a learner step failed", extra={"step": batch.step, "detail": str(error)})
+                self._decide(Failure(role="learner", detail=str(error), batch_lsn=lsn))
+                continue
+            seconds["update"] = time.monotonic() - start - seconds["read"]
+            self._new_version(lsn, batch, result, seconds=seconds, staleness=self._staleness(batch, episodes))
+            return
+        reason = f"failed {failures} times"
+        log.error("batch skipped", extra={"step": batch.step, "reason": reason})
+        self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=BRANCH, reason=reason))
+        self._at.step = batch.step
+
+    def _new_version(
+        self,
+        lsn: int,
+        batch: Batch,
+        result: StepResult,
+        *,
+        seconds: dict[str, float] | None = None,
+        staleness: float = 0.0,
+    ) -> None:
+        seconds = {} if seconds is None else seconds
+        start = time.monotonic()
+        number = self._at.last_number + 1
+        weights = self._ports.learner.weights(number)
+        self._ports.save_version(weights)
+        seconds["save"] = time.monotonic() - start
+        self._decide_version(
+            Version(
+                version=number,
+                parent=self._at.version,
+                branch=BRANCH,
+                step=batch.step,
+                root_hash=result.root_hash,
+                batch_lsn=lsn,
+                stats=dict(result.stats),
+                wall_time=time.time(),
+            )
+        )
+        self._at.version, self._at.step = number, batch.step
+        seconds["decide"] = time.monotonic() - start - seconds["save"]
+        if not self._recovering:  # of what is recovered, only the last version is published
+            self._publish(weights)
+            seconds["publish"] = time.monotonic() - start - seconds["save"] - seconds["decide"]
+        self._report("step", stats=result.stats, seconds=seconds, staleness=staleness)
+
+    def _after_step(self) -> None:
+        config = self._config
+        if self._at.step % config.checkpoint.every_steps == 0:
+            self._checkpoint()
+        last = self._at.step >= config.steps
+        every = config.evaluate.every_steps
+        if last or (every and self._at.step % every == 0):
+            self._evaluate()
+
+    # ------------------------------------------------------------------------------------------ decisions
+
+    def _publish(self, weights: WeightSet) -> None:
+        self._decide(self._ports.publisher.publish(weights))
+
+    def _checkpoint(self) -> None:
+        folder = f"checkpoints/step-{self._at.step:06d}-v{self._at.version:06d}"
+        state_hash = self._ports.learner.save(str(self._folder / folder))
+        self._decide(
+            Checkpoint(
+                version=self._at.version,
+                step=self._at.step,
+                branch=BRANCH,
+                folder=folder,
+                root_hash=self._ports.learner.root_hash(),
+                state_hash=state_hash,
+            )
+        )
+        self._ports.prune()
+
+    def _evaluate(self) -> None:
+        evaluation = self._ports.evaluate(self._at.version, self._at.step)
+        self._decide(evaluation)
+        self._report("evaluate", evaluation=evaluation)
+
+    def _catch_up_evaluation(self) -> None:
+        """An evaluation that was due when the run died, at genesis or at the last step, is made now."""
+        due = self._at.step == 0 or self._at.step >= self._config.steps
+        done = any(isinstance(r, Evaluation) and r.step == self._at.step for _, r in self._at.records)
+        if due and not done:
+            self._evaluate()
+
+    def _decide_version(self, version: Version) -> None:
+        self._decide(version)
+        self._remember(version)
+
+    def _decide(self, record: ControlRecord) -> int:
+        return self._ports.store.decide(record, self._session)
+
+    def _remember(self, version: Version) -> None:
+        self._versions[version.version] = version
+        self._at.last_number = max(self._at.last_number, version.version)
+
+    def _episodes(self, batch: Batch) -> list[Episode]:
+        return self._ports.store.read([row.episode_lsn for row in batch.rows])
+
+    def _staleness(self, batch: Batch, episodes: Sequence[Episode]) -> float:
+        """Mean steps between the versions that acted and the one that learns, over the batch's episodes."""
+        parent = self._versions[batch.parent_version].step
+        acted = [self._versions[e.oldest_version].step for e in episodes if e.oldest_version in self._versions]
+        return sum(parent - step for step in acted) / max(len(acted), 1)
+
+    def _report(
+        self,
+        phase: str,
+        *,
+        stats: Mapping[str, float] | None = None,
+        seconds: Mapping[str, float] | None = None,
+        staleness: float = 0.0,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        self._ports.on_step(
+            Progress(
+                step=self._at.step,
+                version=self._at.version,
+                phase=phase,
+                stats=stats or {},
+                seconds=seconds or {},
+                staleness=staleness,
+                evaluation=evaluation,
+            )
+        )
