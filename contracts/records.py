@@ -305,6 +305,7 @@ class Closed:
     leases: tuple[int, ...]
     disposition: Disposition
     reason: str
+    data_lsn: int = 0  # durable watermark of the data log when they ended: what they bring from there on is late
 
 
 @dataclass(frozen=True, kw_only=True)
