@@ -1,0 +1,116 @@
+"""All processes of one run: hired in the order in which they are needed, met, and dismissed. The place that wires."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.engine import EngineActor
+from actors.placement import Units, inside, reserve
+from actors.process import on_this_node
+from actors.rollout_worker import RolloutWorkerActor
+from actors.store import StoreActor
+from actors.transport import StoreClient
+from actors.update_worker import UpdateWorkerActor
+from configs.schema import RunConfig
+from contracts.errors import RatchetError
+from contracts.records import Batch, Failure, Session, Skip, Version
+
+LAST_CALL_S = 10.0  # how long a process may take to stop when it is told to
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """The actors of a run by role: store, engine-N, rollout-N, update-0."""
+
+    def __init__(self, units: Units, actors: Mapping[str, Any]) -> None:
+        self._units, self._actors = units, dict(actors)
+        self._introductions = {actor.card.remote(): role for role, actor in self._actors.items()}
+        self.cards: dict[str, Mapping[str, Any]] = {}
+
+    @classmethod
+    def hire(cls, config: RunConfig, *, folder: Path, uuid: str) -> Crew:
+        """Raises PlacementError; a process that fails to start shows in `Watch.look`."""
+        units = reserve(config)
+        where = str(folder)
+        store = StoreActor.options(num_cpus=0, scheduling_strategy=on_this_node()).remote(config, where, uuid)
+        engines = [
+            EngineActor.options(**inside(unit)).remote(config, where, rank) for rank, unit in enumerate(units.engines)
+        ]
+        workers = [
+            RolloutWorkerActor.options(**cls._seat(units, rank)).remote(config, where, uuid, rank, store, engines)
+            for rank in range(config.rollout.workers)
+        ]
+        update = UpdateWorkerActor.options(**inside(units.update)).remote(config, where, store, engines, workers[0])
+        return cls(
+            units,
+            {
+                "store": store,
+                **{f"engine-{rank}": engine for rank, engine in enumerate(engines)},
+                **{f"rollout-{rank}": worker for rank, worker in enumerate(workers)},
+                "update-0": update,
+            },
+        )
+
+    @staticmethod
+    def _seat(units: Units, rank: int) -> dict[str, Any]:
+        return {"num_cpus": 0} if units.rollout is None else inside(units.rollout, bundle=rank)
+
+    def roles(self) -> Mapping[str, Any]:
+        return self._actors
+
+    def meet(self, *, timeout_s: float) -> bool:
+        """Whether every process has said who and where it is (`cards`)."""
+        pending = list(self._introductions)
+        done, _ = ray.wait(pending, num_returns=len(pending), timeout=timeout_s) if pending else ([], [])
+        for ref in done:
+            role = self._introductions.pop(ref)
+            try:
+                self.cards[role] = ray.get(ref)
+            except ray.exceptions.RayError as error:  # its `serve` call says the same, and ends the run
+                log.warning("a process did not start", extra={"process": role, "detail": str(error)})
+        return len(self.cards) == len(self._actors)
+
+    def drain(self) -> None:
+        """Ask the update worker to finish its step and write a checkpoint."""
+        self._actors["update-0"].stop.remote()
+
+    def note_death(self, role: str, reason: str) -> None:
+        """Write down who died and, for the learner, over which batch: one that kills it twice is skipped."""
+        if role == "store":
+            return
+        store = StoreClient(self._actors["store"])
+        try:
+            session = store.open_session(Session(role="supervisor", epoch=0, wall_time=time.time()))
+            batch_lsn = open_batch(store) if role.startswith("update") else -1
+            store.decide(Failure(role=role, detail=reason, batch_lsn=batch_lsn), session)
+        except (RatchetError, ray.exceptions.RayError) as error:
+            log.warning("the death could not be written to the log", extra={"process": role, "detail": str(error)})
+
+    def dismiss(self) -> None:
+        """Stop every process: rollouts first, the store last, each with a deadline, then kill what is left."""
+        order = sorted(self._actors, key=lambda role: (role == "store", role.startswith("engine")))
+        for role in order:
+            try:
+                ray.get(self._actors[role].stop.remote(), timeout=LAST_CALL_S)
+            except ray.exceptions.RayError as error:  # dead or stuck already
+                log.info("did not stop by itself", extra={"process": role, "detail": str(error)[:200]})
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._units.release()
+
+
+def open_batch(store: StoreClient) -> int:
+    """LSN of the batch that was cut and has neither version nor skip, or -1."""
+    batches: set[int] = set()
+    for lsn, record in store.decisions():
+        if isinstance(record, Batch):
+            batches.add(lsn)
+        elif isinstance(record, Version | Skip):
+            batches.discard(record.batch_lsn)
+    return max(batches, default=-1)

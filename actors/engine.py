@@ -1,0 +1,77 @@
+"""An inference engine as an actor: vLLM or transformers, whichever the configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.measure import EngineMeter
+from actors.process import ACTOR_OPTIONS, Process
+from configs.schema import RunConfig
+from contracts.protocols import Completion, Engine, InFlight, Request, WeightSet
+
+
+def build_engine(model_folder: Path, config: RunConfig) -> Engine:
+    """The configured engine, loaded with the base model's weights."""
+    if config.engine.backend == "vllm":
+        from inference.vllm_engine import VllmEngine
+
+        return VllmEngine(model_folder, config.engine, version=-1)
+    from inference.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model_folder, config.engine, version=-1)
+
+
+@ray.remote(**ACTOR_OPTIONS)
+class EngineActor:
+    """contracts.protocols.Engine over Ray calls."""
+
+    def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
+        self._process = Process(f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads)
+        self._measure = EngineMeter(self._process.metrics)
+        self._timeout_s = config.engine.timeout_s
+        self._in_flight = InFlight(config.engine.in_flight)
+        self._engine = build_engine(Path(folder) / "model", config)
+
+    @ray.method(concurrency_group="main")
+    def serve(self) -> None:
+        """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
+        self._process.stop.wait()
+
+    @ray.method(concurrency_group="control")
+    def card(self) -> dict[str, Any]:
+        return self._process.card()
+
+    @ray.method(concurrency_group="data")
+    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+        return self._engine.generate(requests, timeout_s=timeout_s, guard=guard)
+
+    @ray.method(concurrency_group="publish")
+    def pause(self, in_flight: InFlight) -> None:
+        self._engine.pause(in_flight, timeout_s=self._timeout_s)
+
+    @ray.method(concurrency_group="publish")
+    def push(self, weights: WeightSet) -> None:
+        self._engine.push(weights)
+
+    @ray.method(concurrency_group="publish")
+    def probe(self, requests: Sequence[Request]) -> list[Completion]:
+        return self._engine.generate(requests, timeout_s=self._timeout_s, guard=True)
+
+    @ray.method(concurrency_group="publish")
+    def resume(self) -> None:
+        self._engine.resume()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Mapping[str, Any]:
+        stats = {**self._engine.stats(), "version": float(self._engine.version)}
+        self._measure(stats)
+        return stats
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        self._engine.close()
+        self._process.stop.set()

@@ -1,0 +1,107 @@
+"""Which process gets which cores and GPUs: one placement group a replaceable unit.
+
+    mode cpu   engine: `engine.threads` CPUs each   update worker: `learner.threads` CPUs   rollout: none reserved
+    mode gpu   the same, and one GPU for each engine and for the update worker; rollout.num_gpus for each worker
+
+Bundle order is not node order (ray #51117): what a process really got is asked of the process (`card`), not inferred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from configs.schema import RunConfig
+from contracts.errors import PlacementError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """The reserved groups of a run."""
+
+    engines: tuple[PlacementGroup, ...]
+    update: PlacementGroup
+    rollout: PlacementGroup | None  # None: rollout workers reserve nothing
+
+    def release(self) -> None:
+        for group in (*self.engines, self.update, *([self.rollout] if self.rollout else [])):
+            remove_placement_group(group)
+
+
+def wanted(config: RunConfig) -> dict[str, list[dict[str, float]]]:
+    """Bundles by unit."""
+    gpu = 1.0 if config.cluster.mode == "gpu" else 0.0
+    engine = _bundle(cpus=config.engine.threads, gpus=gpu)
+    update = _bundle(cpus=config.learner.threads, gpus=gpu)
+    units = {f"engine-{rank}": [engine] for rank in range(config.engine.count)}
+    units["update-0"] = [update]
+    if config.rollout.num_gpus:
+        units["rollout"] = [_bundle(cpus=0, gpus=config.rollout.num_gpus)] * config.rollout.workers
+    return units
+
+
+def reserve(config: RunConfig) -> Units:
+    """All units, or PlacementError within `cluster.placement_timeout_s` naming what is missing."""
+    bundles = wanted(config)
+    _refuse_what_cannot_fit(bundles)
+    groups = {name: placement_group(list(each), strategy="PACK") for name, each in bundles.items()}
+    pending = [group.ready() for group in groups.values()]
+    ready, waiting = ray.wait(pending, num_returns=len(pending), timeout=config.cluster.placement_timeout_s)
+    if waiting:
+        for group in groups.values():
+            remove_placement_group(group)
+        raise PlacementError(
+            f"reserve {_text(_sum(bundles))}",
+            f"after {config.cluster.placement_timeout_s:g} s only {_text(ray.available_resources())} is free; "
+            f"the cluster has {_text(ray.cluster_resources())}",
+            "wait for other jobs, add nodes, or ask for less (engine.count, engine.threads, learner.threads)",
+        )
+    return Units(
+        engines=tuple(groups[f"engine-{rank}"] for rank in range(config.engine.count)),
+        update=groups["update-0"],
+        rollout=groups.get("rollout"),
+    )
+
+
+def inside(group: PlacementGroup, *, bundle: int = 0) -> dict[str, Any]:
+    """Actor options that take the whole bundle of a group."""
+    resources = group.bundle_specs[bundle]
+    return {
+        "num_cpus": resources.get("CPU", 0.0),
+        "num_gpus": resources.get("GPU", 0.0),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=bundle
+        ),
+    }
+
+
+def _bundle(*, cpus: float, gpus: float) -> dict[str, float]:
+    return {name: float(amount) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+
+
+def _refuse_what_cannot_fit(bundles: dict[str, list[dict[str, float]]]) -> None:
+    """Fails at once where the whole cluster, empty, would be too small: waiting would not help."""
+    need, have = _sum(bundles), ray.cluster_resources()
+    missing = {name: amount - have.get(name, 0.0) for name, amount in need.items() if amount > have.get(name, 0.0)}
+    if missing:
+        raise PlacementError(
+            f"reserve {_text(need)} for {', '.join(bundles)}",
+            f"the cluster has {_text(have)}: {_text(missing)} missing",
+            "add nodes, or ask for less (cluster.mode, engine.count, engine.threads, learner.threads)",
+        )
+
+
+def _sum(bundles: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for bundle in (bundle for unit in bundles.values() for bundle in unit):
+        for name, amount in bundle.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _text(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"

@@ -1,0 +1,61 @@
+"""What every process of a run sets up for itself: threads, logs, metrics, and the import of its heavy libraries.
+
+Actor modules import torch and vLLM inside their constructors: a process pays only for what it uses, and the number of
+OpenMP threads must stand in the environment before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from configs.schema import RunConfig
+from telemetry import logs
+from telemetry.exporter import Exporter
+
+# `control` answers while `data` is saturated; `publish` belongs to the one publisher; `main` to the long-running loop.
+GROUPS = {"data": 32, "control": 4, "publish": 1, "main": 1}
+# The Supervisor is the one restart mechanism and our clients the ones that retry: Ray does neither.
+ACTOR_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": GROUPS}
+
+
+class Process:
+    """The common part of every actor: its role, log, and metrics endpoint."""
+
+    def __init__(self, role: str, *, config: RunConfig, folder: Path, threads: int = 1) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logs.configure(role, run=folder.name, folder=folder / "logs")
+        self.role, self.stop = role, Event()
+        self.metrics = Exporter(role=role, run=folder.name)
+        self.port = self.metrics.start(config.metrics.host) if config.metrics.enabled else 0
+        self.host = config.metrics.host
+        logging.getLogger(__name__).info("process started", extra={"pid": os.getpid(), "role": role})
+
+    def card(self) -> dict[str, Any]:
+        """Who and where this process is."""
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return {
+            "role": self.role,
+            "pid": os.getpid(),
+            "node": context.get_node_id(),
+            "gpus": sorted(gpus),
+            "host": self.host,
+            "port": self.port,
+            "time": time.time(),
+        }
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Pins an actor to the caller's node: the store's files lie there."""
+    return NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)

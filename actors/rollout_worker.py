@@ -1,0 +1,107 @@
+"""A rollout worker: its environments in a child process, its slots as threads, and the held-out evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+import ray
+
+from actors.measure import RolloutMeter
+from actors.policy import load_codec, start_environment
+from actors.process import ACTOR_OPTIONS, Process
+from actors.transport import EngineClient, StoreClient
+from buffers.codec import episode_id
+from configs.schema import RunConfig
+from contracts.records import Ack, Episode, Evaluation
+from loops.evaluate import evaluate
+from loops.rollout import Place, Policy, RolloutSlot
+
+
+@ray.remote(**ACTOR_OPTIONS)
+class RolloutWorkerActor:
+    """Acts through engine `rank mod engines`; every slot is a producer of its own."""
+
+    def __init__(
+        self, config: RunConfig, folder: str, uuid: str, rank: int, store: Any, engines: Sequence[Any]
+    ) -> None:
+        self._process = Process(f"rollout-{rank}", config=config, folder=Path(folder))
+        self._meter = RolloutMeter(self._process.metrics)
+        self._config, self._uuid, self._rank = config, uuid, rank
+        self._store = StoreClient(store)
+        self._environment = start_environment(config)
+        engine = EngineClient(engines[rank % len(engines)])
+        self._policy = Policy(engine=engine, codec=load_codec(Path(folder) / "model", config))
+        self._ears = AckLog(config.rollout.ack_log)
+        self._failure: BaseException | None = None
+        self._wake = Event()
+
+    @ray.method(concurrency_group="main")
+    def serve(self) -> None:
+        """Rolls out until told to stop. Raises what a slot raised."""
+        rollout = self._config.rollout
+        num_slots = 1 if self._config.mode == "sync" else rollout.slots
+        threads = [Thread(target=self._roll, args=(slot,), daemon=True) for slot in range(num_slots)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._environment.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _roll(self, slot: int) -> None:
+        try:
+            RolloutSlot(
+                self._store,
+                policy=self._policy,
+                environment=self._environment,
+                config=self._config,
+                store_uuid=self._uuid,
+                place=Place(
+                    producer=f"{self._process.role}.{slot}", rank=self._rank, world=self._config.rollout.workers
+                ),
+                episode_id=episode_id,
+                hear=self._hear,
+            ).run(self._process.stop)
+        except BaseException as error:  # a border: the thread's failure becomes the process's
+            self._failure = error
+            self._process.stop.set()
+
+    def _hear(self, episode: Episode, ack: Ack) -> None:
+        self._ears.hear(episode, ack)
+        self._meter.episode(episode)
+
+    @ray.method(concurrency_group="data")
+    def evaluate(self, version: int, step: int) -> Evaluation:
+        return evaluate(
+            self._policy, environment=self._environment, config=self._config, version=version, step=step
+        )
+
+    @ray.method(concurrency_group="control")
+    def card(self) -> dict[str, Any]:
+        return self._process.card()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Mapping[str, Any]:
+        return {"environment": self._environment.stats()}
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        self._process.stop.set()
+
+
+class AckLog:
+    """Writes each acknowledgement as it is heard to a file or a named pipe: `episode_id lsn` a line."""
+
+    def __init__(self, path: str | None) -> None:
+        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = Lock()
+
+    def hear(self, episode: Episode, ack: Ack) -> None:
+        if self._file is not None:
+            with self._lock:
+                os.write(self._file, f"{episode.episode_id} {ack.lsn}\n".encode())

@@ -1,0 +1,100 @@
+"""The driver of a run, from a folder with a configuration to the report: reads as the run happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from actors.cluster import joined
+from actors.crew import Crew
+from actors.watch import StatusFile, Watch
+from buffers.log.identity import create_store, read_identity
+from configs.schema import RunConfig
+from telemetry import logs
+
+log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
+    """Run to the last step; the exit code: 0 finished, 130 stopped by hand (`ratchet resume` goes on).
+
+    Raises ActorDiedError when a process died, PlacementError, ClusterError, StoreIdentityError, or what a loop raised.
+    """
+    logs.configure("driver", run=folder.name, folder=folder / "logs")
+    status = StatusFile(folder, config)
+    status.write()
+    try:
+        uuid = identify(folder, resume=resume)
+        with base_model(config, folder), joined(config), interrupts() as stopped:
+            crew = Crew.hire(config, folder=folder, uuid=str(uuid))
+            try:
+                watch = Watch(crew, config=config, folder=folder, file=status)
+                step, draining = None, False
+                while step is None:
+                    step = watch.look()
+                    if stopped() and not draining:
+                        crew.drain()
+                        draining = True
+                finished = step >= config.steps
+                watch.write(state="finished" if finished else "stopped", step=step)
+                return 0 if finished else 130
+            finally:
+                crew.dismiss()
+    except BaseException as error:
+        log.error("the run failed", extra={"detail": repr(error)})
+        status.write(state="failed", reason=str(error))
+        raise
+
+
+def identify(folder: Path, *, resume: bool) -> UUID:
+    """The store that this run's manifest names; a first start makes it. Raises StoreIdentityError."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if manifest["store_uuid"] is not None:
+        return UUID(manifest["store_uuid"])
+    # A run that died between the next two lines left a store that nothing was ever written to: it is this run's.
+    made = resume and (folder / "store" / "store.json").exists()
+    uuid = read_identity(folder / "store") if made else create_store(folder / "store")
+    manifest["store_uuid"] = str(uuid)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(manifest, indent=1) + "\n")
+    draft.replace(path)
+    return uuid
+
+
+@contextmanager
+def base_model(config: RunConfig, folder: Path) -> Iterator[None]:
+    """The base model's folder, made by a child process while Ray starts: the driver itself never loads torch."""
+    if (folder / "model").exists():
+        yield
+        return
+    command = [sys.executable, "-m", "actors.base_model", str(folder)]
+    with subprocess.Popen(command) as child:
+        ...
+    yield
+
+
+@contextmanager
+def interrupts() -> Iterator[object]:
+    """Ctrl-C once: drain. Twice: Python's own KeyboardInterrupt, which stops at once; the log makes that safe too."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        print("draining: the step in hand is finished and a checkpoint written; Ctrl-C again stops at once", flush=True)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,93 @@
+"""The experience store's owner as an actor: one per run, pinned to the node whose disk holds the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import ray
+
+from actors.measure import StoreMeter
+from actors.process import ACTOR_OPTIONS, Process
+from buffers.owner import StoreOwner
+from configs.schema import RunConfig
+from contracts.protocols import BatchRequest
+from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
+from loops.tasks import PermutedSource
+
+
+@ray.remote(**ACTOR_OPTIONS)
+class StoreActor:
+    """contracts.protocols.Store over Ray calls. Every call may be retried."""
+
+    def __init__(self, config: RunConfig, folder: str, uuid: str) -> None:
+        self._process = Process("store", config=config, folder=Path(folder))
+        self._measure = StoreMeter(self._process.metrics)
+        environment = config.environment
+        self._owner = StoreOwner.open(
+            Path(folder) / "store",
+            uuid=UUID(uuid),
+            config=config,
+            source=PermutedSource(
+                f"{environment.name}/{environment.dataset}", num_items=environment.train_items, seed=config.seed
+            ),
+            take_over=True,
+        )
+
+    @ray.method(concurrency_group="main")
+    def serve(self) -> None:
+        """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
+        self._process.stop.wait()
+
+    @ray.method(concurrency_group="control")
+    def card(self) -> dict[str, Any]:
+        return self._process.card()
+
+    @ray.method(concurrency_group="data")
+    def attach(self, producer: str) -> int:
+        return self._owner.attach(producer)
+
+    @ray.method(concurrency_group="data")
+    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
+        return self._owner.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
+
+    @ray.method(concurrency_group="data")
+    def append(self, episodes: Sequence[Episode]) -> list[Ack]:
+        return self._owner.append(episodes)
+
+    @ray.method(concurrency_group="data")
+    def open_session(self, record: ControlRecord) -> int:
+        return self._owner.open_session(record)
+
+    @ray.method(concurrency_group="data")
+    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        return self._owner.append_batch(request)
+
+    @ray.method(concurrency_group="data")
+    def read(self, lsns: Sequence[int]) -> list[Episode]:
+        return self._owner.read(lsns)
+
+    @ray.method(concurrency_group="data")
+    def decide(self, record: ControlRecord, session: int) -> int:
+        return self._owner.decide(record, session)
+
+    @ray.method(concurrency_group="data")
+    def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
+        return self._owner.decisions(start=start, kinds=kinds)
+
+    @ray.method(concurrency_group="control")
+    def ledger(self) -> Ledger:
+        return self._owner.ledger()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Mapping[str, Any]:
+        status = self._owner.status()
+        self._measure(status, self._owner.ledger())
+        return status
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        self._owner.close()
+        self._process.stop.set()

@@ -1,0 +1,177 @@
+"""The update worker: the learner, its protocol loop, and the publisher that pushes what it learned to the engines."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.measure import UpdateMeter
+from actors.policy import load_codec, start_environment, warm_start_pairs
+from actors.process import ACTOR_OPTIONS, Process
+from actors.transport import EngineFleet, StoreClient, wait_for
+from configs.loader import config_hash
+from configs.schema import RunConfig
+from contracts.protocols import InFlight, WeightSet
+from contracts.records import Evaluation, Guard, Served, Session
+from loops.publish import Publisher
+from loops.update import Progress, UpdateLoop, UpdatePorts
+from telemetry.logs import JsonLines
+
+EVALUATION_S = 600.0
+log = logging.getLogger(__name__)
+
+
+@ray.remote(**ACTOR_OPTIONS)
+class UpdateWorkerActor:
+    """Wires one learner; `serve` is the run's main line."""
+
+    def __init__(
+        self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any
+    ) -> None:
+        self._folder, self._config = Path(folder), config
+        self._process = Process("update-0", config=config, folder=self._folder, threads=config.learner.threads)
+        self._meter = UpdateMeter(self._process.metrics, steps=config.steps)
+        self._lines = JsonLines(self._folder / "metrics.jsonl")
+        self._progress = Progress(step=0, version=-1, phase="starting")
+        self._reward: float | None = None
+        self._step_times: list[float] = []
+        self._store, self._engines, self._evaluator = store, engines, evaluator
+
+    @ray.method(concurrency_group="main")
+    def serve(self) -> int:
+        """Recover, then learn until the steps are done or `stop`. Returns the step it stands at."""
+        from learners.grpo import GrpoLearner
+        from inference.parity import probe_requests
+        from models.registry import save_version
+
+        config, model_folder = self._config, self._folder / "model"
+        learner = GrpoLearner(
+            model_folder, config.learner, seed=config.seed, temperature=config.engine.temperature
+        )
+        codec = load_codec(model_folder, config)
+        publisher = MeasuredPublisher(
+            Publisher(
+                EngineFleet(self._engines, timeout_s=config.engine.timeout_s),
+                score=learner.score,
+                probes=probe_requests(config.engine, vocab_size=learner.vocab_size, seed=config.seed),
+                parity_gap=config.engine.parity_gap,
+                in_flight=InFlight(config.engine.in_flight),
+                patience=config.max_staleness,
+            ),
+            self._meter,
+        )
+
+        def prepare() -> Mapping[str, float]:
+            self._progress = Progress(step=0, version=-1, phase="warm_start")
+            if config.warm_start.steps == 0:
+                return {}
+            from learners.supervised import warm_start
+
+            start = time.monotonic()
+            pairs = warm_start_pairs(config, codec)
+            stats = warm_start(
+                learner.model, pairs, settings=config.warm_start, seed=config.seed, on_progress=self._on_warm_start
+            )
+            learner.reset()  # weights changed under it: a fresh optimizer, a fresh hash
+            return {**stats, "seconds": time.monotonic() - start}
+
+        def save(weights: WeightSet) -> None:
+            save_version(self._folder / "versions", weights)
+
+        ports = UpdatePorts(
+            store=StoreClient(self._store),
+            learner=learner,
+            publisher=publisher,
+            prepare=prepare,
+            save_version=save,
+            prune=self._prune,
+            evaluate=self._evaluate,
+            on_step=self._on_step,
+        )
+        session = Session(
+            role="learner",
+            epoch=0,
+            config_hash=config_hash(config),
+            base_weights=learner.root_hash(),
+            fingerprint=dict(learner.fingerprint()),
+            wall_time=time.time(),
+        )
+        loop = UpdateLoop(ports, config=config, folder=self._folder, session=session)
+        loop.recover()
+        loop.run(self._process.stop)
+        return loop.step
+
+    def _evaluate(self, version: int, step: int) -> Evaluation:
+        evaluation: Evaluation = wait_for(self._evaluator.evaluate.remote(version, step), timeout_s=EVALUATION_S)
+        return evaluation
+
+    def _on_warm_start(self, step: int, loss: float) -> None:
+        self._progress = Progress(step=0, version=-1, phase="warm_start", stats={"warm_start_step": step, "loss": loss})
+
+    def _on_step(self, progress: Progress) -> None:
+        self._meter.step(progress)
+        self._progress = progress
+        line: dict[str, Any] = {
+            "time": time.time(),
+            "phase": progress.phase,
+            "step": progress.step,
+            "version": progress.version,
+            "staleness": progress.staleness,
+            **progress.stats,
+            **{f"{part}_s": seconds for part, seconds in progress.seconds.items()},
+        }
+        if progress.evaluation is not None:
+            line.update(progress.evaluation.scores)
+        self._lines.append(line)
+        if progress.phase == "step":
+            self._reward = progress.stats.get("reward_mean")
+            self._step_times = [*self._step_times[-19:], time.monotonic()]
+
+    def _prune(self) -> None:
+        """Keep genesis, the newest checkpoints, and the newest version's file."""
+        checkpoints = sorted((self._folder / "checkpoints").iterdir())
+        for folder in checkpoints[1 : -self._config.checkpoint.keep]:
+            shutil.rmtree(folder)
+        for folder in sorted((self._folder / "versions").iterdir())[: -self._config.checkpoint.keep]:
+            shutil.rmtree(folder)
+
+    @ray.method(concurrency_group="control")
+    def card(self) -> dict[str, Any]:
+        return self._process.card()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Mapping[str, Any]:
+        progress, times = self._progress, self._step_times
+        step_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+        return {
+            "phase": progress.phase,
+            "step": progress.step,
+            "version": progress.version,
+            "staleness": progress.staleness,
+            "reward": self._reward,
+            "step_s": step_s,
+            "warm_start_step": progress.stats.get("warm_start_step"),
+        }
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Drain: the step in hand is finished, then a checkpoint is written."""
+        self._process.stop.set()
+
+
+class MeasuredPublisher:
+    """A publisher whose pushes and refusals are counted."""
+
+    def __init__(self, publisher: Publisher, meter: UpdateMeter) -> None:
+        self._publisher, self._meter = publisher, meter
+
+    def publish(self, weights: WeightSet) -> Served | Guard:
+        outcome = self._publisher.publish(weights)
+        self._meter.push(outcome, self._publisher.last_push_s)
+        return outcome

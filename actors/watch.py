@@ -1,0 +1,173 @@
+"""The driver's eyes: asks every process each second, writes status.json and the metric targets, notices a death.
+
+A death ends the run: Ray fails the process's `serve` call, and the error names the process and the way to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.crew import Crew
+from configs.schema import RunConfig
+from contracts.errors import ActorDiedError, RatchetError
+from telemetry.exporter import write_targets
+from telemetry.process import start_ticks
+
+ASK_S = 1.0  # between two rounds of questions
+ANSWER_S = 5.0  # how long an answer may take before the last one is shown again
+
+
+class StatusFile:
+    """status.json: rewritten whole, so that a reader sees the old or the new one."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self._path = folder / "status.json"
+        self._fields: dict[str, Any] = {
+            "state": "starting",
+            "pid": os.getpid(),
+            "start_time": start_ticks(os.getpid()),
+            "steps": config.steps,
+            "started": time.time(),
+        }
+
+    def write(self, **fields: Any) -> None:
+        self._fields.update(fields, updated=time.time())
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(self._fields, default=str) + "\n")
+        draft.replace(self._path)
+
+
+class Watch:
+    """Single-threaded: `look` once a second from the driver's loop."""
+
+    def __init__(self, crew: Crew, *, config: RunConfig, folder: Path, file: StatusFile) -> None:
+        self._crew, self._config, self._folder, self._file = crew, config, folder, file
+        self._main = {role: actor.serve.remote() for role, actor in crew.roles().items()}
+        self._answers: dict[str, Mapping[str, Any]] = {}
+        self._rate = Rate()
+        self._targets_written = False
+        self._asked: dict[Any, str] = {}
+
+    def look(self) -> int | None:
+        """The step at which the run ended, or None while it goes on. Raises ActorDiedError, or what a loop raised."""
+        refs = {ref: role for role, ref in self._main.items()}
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=ASK_S)
+        for role in sorted((refs[ref] for ref in done), key=lambda role: role != "update-0"):
+            step = self._result(role)
+            if role == "update-0":
+                self._ask()
+                self.write()
+                return step
+        self._ask()
+        self.write()
+        return None
+
+    def write(self, **fields: Any) -> None:
+        update, store = self._answers.get("update-0", {}), self._answers.get("store", {})
+        engines = [answer for role, answer in self._answers.items() if role.startswith("engine")]
+        completions = sum(answer["requests"] for answer in engines)
+        tokens = sum(answer["completion_tokens"] for answer in engines)
+        rates = self._rate(completions, tokens)
+        step, step_s = update.get("step", 0), update.get("step_s")
+        phase = update.get("phase", "starting")
+        self._file.write(
+            **{
+                "state": {"starting": "starting", "warm_start": "warm_start"}.get(phase, "running"),
+                "phase": phase,
+                "step": step,
+                "version": update.get("version", -1),
+                "reward": update.get("reward"),
+                "staleness": update.get("staleness", 0.0),
+                "episodes": store.get("episodes", 0),
+                "completions": completions,
+                "completions_per_s": rates[0],
+                "tokens_per_s": rates[1],
+                "lag": store.get("ready", 0),
+                "eta_s": None if step_s is None else step_s * (self._config.steps - step),
+                **fields,
+            }
+        )
+
+    def _result(self, role: str) -> int:
+        try:
+            result: int = ray.get(self._main[role])
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ray.exceptions.RayActorError):  # a neighbour of this process died: name that one
+                raise self._death(self._dead_role() or role, cause) from None
+            if isinstance(cause, RatchetError):
+                raise cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            raise self._death(role, error) from None
+        if role != "update-0":
+            raise ActorDiedError(f"{role} ended by itself. {self._way_on()}")
+        return result
+
+    def _dead_role(self) -> str | None:
+        """The process whose own `serve` says that it died (Ray may tell a neighbour first)."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            done, _ = ray.wait(list(self._main.values()), num_returns=len(self._main), timeout=0.5)
+            for role, ref in self._main.items():
+                if ref in done:
+                    try:
+                        ray.get(ref)
+                    except ray.exceptions.RayActorError:
+                        return role
+                    except Exception:  # a border: what this one raised is not what is asked here
+                        continue
+        return None
+
+    def _death(self, role: str, error: Exception) -> ActorDiedError:
+        card = self._crew.cards.get(role, {})
+        reason = next((line for line in str(error).splitlines() if "exit" in line.lower()), str(error).split("\n")[0])
+        self._crew.note_death(role, reason.strip())
+        return ActorDiedError(f"{role} (pid {card.get('pid', '?')}) died: {reason.strip()} {self._way_on()}")
+
+    def _way_on(self) -> str:
+        return f"Nothing acknowledged is lost; go on with: ratchet resume {self._folder.name}"
+
+    def _ask(self) -> None:
+        """Collect what was answered since the last round, and ask those again who have answered."""
+        done, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
+        for ref in done:
+            role = self._asked.pop(ref)
+            try:
+                self._answers[role] = ray.get(ref)
+            except ray.exceptions.RayError:
+                continue  # its death is noticed by its `serve` call
+        waiting = set(self._asked.values())
+        for role, actor in self._crew.roles().items():
+            if role not in waiting:
+                self._asked[actor.status.remote()] = role
+        if not self._targets_written and self._crew.meet(timeout_s=0):
+            cards = self._crew.cards
+            targets = {role: (card["host"], card["port"]) for role, card in cards.items() if card["port"]}
+            write_targets(self._folder / "metrics" / "targets.json", targets, run=self._folder.name)
+            self._targets_written = True
+
+
+class Rate:
+    """Completions and tokens a second over the last ten seconds."""
+
+    def __init__(self, *, window_s: float = 10.0) -> None:
+        self._window_s = window_s
+        self._points: list[tuple[float, float, float]] = []
+
+    def __call__(self, completions: float, tokens: float) -> tuple[float, float]:
+        now = time.monotonic()
+        self._points = [point for point in self._points if now - point[0] <= self._window_s]
+        self._points.append((now, completions, tokens))
+        start, first_completions, first_tokens = self._points[0]
+        elapsed = max(now - start, 1e-9)
+        if len(self._points) < 2:
+            return 0.0, 0.0
+        return (completions - first_completions) / elapsed, (tokens - first_tokens) / elapsed
