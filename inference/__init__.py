@@ -1,0 +1,1 @@
+"""Inference engines behind contracts.protocols.Engine: vLLM and transformers."""
