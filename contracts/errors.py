@@ -16,6 +16,7 @@ RatchetError
 │   └── RotError              a damaged frame below the durable watermark, in strict mode
 ├── EngineError               the inference engine failed or did not answer in time
 │   └── PushRefusedError      the parity guard refused the weights twice
+├── PromptTooLongError        a prompt over the token limit, where the configuration says refuse: ends that episode
 ├── LearnerError              a step could not be computed
 │   └── ReplayMismatchError   a step that was run again gave another hash on an equal fingerprint
 └── ActorDiedError            a process of the run died; names it and the command that goes on
@@ -88,6 +89,10 @@ class EngineError(RatchetError):
 
 class PushRefusedError(EngineError):
     """The parity guard refused the pushed weights twice."""
+
+
+class PromptTooLongError(RatchetError):
+    """A prompt has more tokens than the configuration allows, and may not be truncated."""
 
 
 class LearnerError(RatchetError):

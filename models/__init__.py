@@ -1,0 +1,1 @@
+"""Networks, tokenizers, and the versioned registry of weights (torch; no ray)."""
