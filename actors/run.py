@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from actors.base_model import BaseModel
 from actors.cluster import joined
 from actors.crew import Crew
 from actors.watch import StatusFile, Watch
@@ -32,7 +31,9 @@ def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
     status.write()
     try:
         uuid = identify(folder, resume=resume)
-        with base_model(config, folder), joined(config), interrupts() as stopped:
+        model = BaseModel(config, folder)
+        with joined(config), interrupts() as stopped:
+            model.wait()
             crew = Crew.hire(config, folder=folder, uuid=str(uuid))
             try:
                 watch = Watch(crew, config=config, folder=folder, file=status)
@@ -70,19 +71,7 @@ def identify(folder: Path, *, resume: bool) -> UUID:
 
 
 @contextmanager
-def base_model(config: RunConfig, folder: Path) -> Iterator[None]:
-    """The base model's folder, made by a child process while Ray starts: the driver itself never loads torch."""
-    if (folder / "model").exists():
-        yield
-        return
-    command = [sys.executable, "-m", "actors.base_model", str(folder)]
-    with subprocess.Popen(command) as child:
-        ...
-    yield
-
-
-@contextmanager
-def interrupts() -> Iterator[object]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """Ctrl-C once: drain. Twice: Python's own KeyboardInterrupt, which stops at once; the log makes that safe too."""
     seen: list[int] = []
 

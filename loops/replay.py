@@ -5,12 +5,12 @@ Needs the run's folder (or a snapshot of it) and a learner; no engine, no enviro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from contracts.errors import RunFolderError
+from contracts.errors import ReplayMismatchError, RunFolderError
 from contracts.protocols import Learner
 from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Skip, Version
 
@@ -25,8 +25,10 @@ class History(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayedStep:
+    """One step computed again. `version` is the logged one that it is compared with."""
+
     step: int
-    version: int  # the logged version it is compared with
+    version: int
     batch_lsn: int
     logged: str
     computed: str
@@ -44,46 +46,90 @@ def replay(
     until: int | None = None,
     on_step: Callable[[ReplayedStep], None] = lambda step: None,
 ) -> list[ReplayedStep]:
-    """All steps from the oldest kept checkpoint to `until` (included; None: the end).
+    """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError."""
+    records = history.decisions()
+    start = _load(records, folder=folder, learner=learner, newest_up_to=None)
+    steps: list[ReplayedStep] = []
+    for step in _fold(history, records, learner=learner, after=start.step, until=until):
+        steps.append(step)
+        on_step(step)
+    return steps
 
-    A batch that was computed twice with other bits (another machine, another thread count) has several versions; the
-    step is equal when the computed hash is that of any of them. Raises RunFolderError where no checkpoint is left.
+
+def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -> Version:
+    """Bring `learner` to `version` from the newest checkpoint at or below it.
+
+    Raises RunFolderError where the log has no such version or no checkpoint is left, ReplayMismatchError where this
+    machine computes other bits than the log has.
     """
-    records = [(lsn, record) for lsn, record in history.decisions()]
+    records = history.decisions()
+    versions = {record.version: record for _, record in records if isinstance(record, Version)}
+    if version not in versions:
+        raise RunFolderError(
+            f"version {version} of {folder.name}",
+            f"its log has the versions {min(versions, default=-1)} to {max(versions, default=-1)}",
+            "name one of those",
+        )
+    wanted = versions[version]
+    start = _load(records, folder=folder, learner=learner, newest_up_to=wanted.step)
+    for _ in _fold(history, records, learner=learner, after=start.step, until=wanted.step):
+        pass
+    if learner.root_hash() != wanted.root_hash:
+        raise ReplayMismatchError(
+            f"version {version} was {wanted.root_hash[:16]}, this machine computes {learner.root_hash()[:16]}: "
+            "its threads, libraries or processor are others than the run's"
+        )
+    return wanted
+
+
+def _fold(
+    history: History,
+    records: Sequence[tuple[int, ControlRecord]],
+    *,
+    learner: Learner,
+    after: int,
+    until: int | None,
+) -> Iterator[ReplayedStep]:
+    """A batch that was computed twice with other bits (another machine, another thread count) has several versions;
+    the step is equal when the computed hash is that of any of them."""
     skipped = {record.batch_lsn for _, record in records if isinstance(record, Skip)}
     versions: dict[int, list[Version]] = {}
     for _, record in records:
         if isinstance(record, Version):
             versions.setdefault(record.batch_lsn, []).append(record)
-    start = _load_oldest(records, folder=folder, learner=learner)
-    steps: list[ReplayedStep] = []
     for lsn, batch in records:
-        if not isinstance(batch, Batch) or batch.step <= start.step or lsn in skipped or lsn not in versions:
+        if not isinstance(batch, Batch) or batch.step <= after or lsn in skipped or lsn not in versions:
             continue
         if until is not None and batch.step > until:
-            break
+            return
         result = learner.step(batch, history.episodes([row.episode_lsn for row in batch.rows]))
-        made = versions[lsn]
-        match = next((version for version in made if version.root_hash == result.root_hash), made[0])
-        step = ReplayedStep(
+        match = next((made for made in versions[lsn] if made.root_hash == result.root_hash), versions[lsn][0])
+        yield ReplayedStep(
             step=batch.step,
             version=match.version,
             batch_lsn=lsn,
             logged=match.root_hash,
             computed=result.root_hash,
         )
-        steps.append(step)
-        on_step(step)
-    return steps
 
 
-def _load_oldest(records: Sequence[tuple[int, ControlRecord]], *, folder: Path, learner: Learner) -> Checkpoint:
-    for _, record in records:
-        if isinstance(record, Checkpoint) and (folder / record.folder).is_dir():
-            learner.load(str(folder / record.folder), record.state_hash)
-            return record
-    raise RunFolderError(
-        f"replay {folder}",
-        "none of the checkpoints that its log names is in the folder",
-        "restore the folder's checkpoints, or replay a snapshot of the run",
-    )
+def _load(
+    records: Sequence[tuple[int, ControlRecord]], *, folder: Path, learner: Learner, newest_up_to: int | None
+) -> Checkpoint:
+    """The oldest checkpoint that is kept, or the newest at or below a step."""
+    kept = [
+        record
+        for _, record in records
+        if isinstance(record, Checkpoint)
+        and (folder / record.folder).is_dir()
+        and (newest_up_to is None or record.step <= newest_up_to)
+    ]
+    if not kept:
+        raise RunFolderError(
+            f"replay {folder}",
+            "none of the checkpoints that its log names is in the folder",
+            "restore the folder's checkpoints, or replay a snapshot of the run",
+        )
+    chosen = kept[0] if newest_up_to is None else kept[-1]
+    learner.load(str(folder / chosen.folder), chosen.state_hash)
+    return chosen

@@ -1,0 +1,50 @@
+"""Make a run's base model folder: `python -m actors.base_model RUN_FOLDER`, a child of the driver while Ray starts.
+
+The driver itself never loads torch. The folder appears whole: it is made under another name first.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from configs.loader import load
+from configs.schema import RunConfig
+from contracts.errors import LearnerError
+
+MAKE_S = 300.0
+
+
+class BaseModel:
+    """RUN_FOLDER/model: a link to the configured folder, or a model made from nothing by a child process."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._target = folder / "model"
+        self._child: subprocess.Popen[bytes] | None = None
+        if self._target.exists():
+            return
+        if config.model.path is not None:
+            self._target.symlink_to(Path(config.model.path).absolute())
+        else:
+            self._child = subprocess.Popen([sys.executable, "-m", "actors.base_model", str(folder)])
+
+    def wait(self) -> None:
+        """Until the folder is there. Raises LearnerError."""
+        if self._child is not None and self._child.wait(timeout=MAKE_S) != 0:
+            raise LearnerError(f"the base model could not be made in {self._target}; the lines above say why")
+
+
+def main(folder: Path) -> None:
+    from models.init import init_model
+
+    config = load(folder / "config.yaml")
+    draft = folder / ".model"
+    shutil.rmtree(draft, ignore_errors=True)
+    init_model(draft, settings=config.model.init, seed=config.seed)
+    draft.rename(folder / "model")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

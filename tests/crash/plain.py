@@ -1,0 +1,233 @@
+"""The whole protocol in one process and without torch: a 30-line numpy learner, its engine, and a guessing game.
+
+The policy is one logit per token; the game rewards the token that the task's index names modulo the vocabulary. Small
+enough to stop at every point of the protocol, real enough that its weights' hash depends on every episode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from buffers.codec import episode_id
+from buffers.log.identity import create_store
+from buffers.owner import StoreOwner
+from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, Store
+from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
+from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, Session, Span, StopReason
+from loops.publish import Publisher
+from loops.rollout import Place, Policy, RolloutSlot
+from loops.tasks import PermutedSource
+from loops.update import UpdateLoop, UpdatePorts
+
+VOCABULARY = 4
+
+
+def plain_config(*, mode: str = "sync", steps: int = 6, checkpoint_every: int = 2) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "plain",
+            "mode": mode,
+            "steps": steps,
+            "max_staleness": 0 if mode == "sync" else 1,
+            "learner": Learner(groups_per_step=2, group_size=2),
+            "engine": Engine(backend="transformers", max_tokens=1),
+            "rollout": Rollout(chunk=2, slots=1),
+            "store": Store(segment_mib=1, control_segment_mib=1, reserve_mib=0, index_map_mib=16),
+            "checkpoint": CheckpointRule(every_steps=checkpoint_every, keep=2),
+        }
+    )
+
+
+class NumpyLearner:
+    """REINFORCE on one logit per token. contracts.protocols.Learner."""
+
+    def __init__(self, *, fail_on_steps: Sequence[int] = ()) -> None:
+        self.logits: NDArray[np.float32] = np.zeros(VOCABULARY, dtype=np.float32)
+        self._fail_on_steps = fail_on_steps
+
+    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+        from contracts.errors import LearnerError
+
+        if batch.step in self._fail_on_steps:
+            raise LearnerError(f"step {batch.step} cannot be computed")
+        rewards = np.array([episode.reward for episode in episodes], dtype=np.float32)
+        for episode, advantage in zip(episodes, rewards - rewards.mean(), strict=True):
+            gradient = -np.exp(log_softmax(self.logits))
+            gradient[episode.steps[0].action[0]] += 1
+            self.logits = (self.logits + 0.5 * advantage * gradient).astype(np.float32)
+        return StepResult(root_hash=self.root_hash(), stats={"reward_mean": float(rewards.mean())})
+
+    def root_hash(self) -> str:
+        return hashlib.sha256(self.logits.tobytes()).hexdigest()
+
+    def weights(self, version: int) -> WeightSet:
+        return WeightSet(version=version, root_hash=self.root_hash(), tensors={"logits": self.logits.copy()}, dtypes={})
+
+    def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
+        return [log_softmax(self.logits)[answer] for _, answer in completions]
+
+    def save(self, folder: str) -> str:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "logits.bin").write_bytes(self.logits.tobytes())
+        return self.root_hash()
+
+    def load(self, folder: str, state_hash: str) -> None:
+        self.logits = np.frombuffer((Path(folder) / "logits.bin").read_bytes(), dtype=np.float32)
+        assert self.root_hash() == state_hash
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {"numpy": np.__version__}
+
+
+class NumpyEngine:
+    """Draws tokens from pushed logits; also the fleet of one that the publisher pushes to."""
+
+    def __init__(self) -> None:
+        self.version, self._logits = -1, np.zeros(VOCABULARY, dtype=np.float32)
+
+    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+        return [self._draw(request) for request in requests]
+
+    def _draw(self, request: Request) -> Completion:
+        log_probs = log_softmax(self._logits)
+        seed = request.sampling.seed
+        token = np.random.default_rng(seed).choice(VOCABULARY, p=np.exp(log_probs) / np.exp(log_probs).sum())
+        return Completion(
+            request_id=request.request_id,
+            token_ids=np.array([token], dtype=np.int32),
+            log_probs=log_probs[[token]],
+            spans=(Span(start=0, version=self.version),),
+            stop_reason=StopReason.TERMINATED,
+        )
+
+    def pause(self, in_flight: InFlight) -> None:
+        assert in_flight is InFlight.FINISH
+
+    def push(self, weights: WeightSet) -> None:
+        self.version, self._logits = weights.version, np.asarray(weights.tensors["logits"], dtype=np.float32)
+
+    def probe(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        return [self.generate(requests, timeout_s=1.0, guard=True)]
+
+    def resume(self) -> None:
+        return None
+
+
+class GuessingGame:
+    """Rewards the token that the item's index names. loops.rollout.TextEnvironment."""
+
+    name, version, reward_code = "guess", "1", "guess-1"
+
+    def prompts(self, split: str, indices: Sequence[int]) -> list[Prompt]:
+        return [Prompt(task_id=f"guess/{split}/{index}", index=index, text=str(index)) for index in indices]
+
+    def score(self, items: Sequence[tuple[str, int, str]]) -> list[Verdict]:
+        return [self._verdict(index, text) for _, index, text in items]
+
+    def _verdict(self, index: int, text: str) -> Verdict:
+        reward = float(int(text) == index % (VOCABULARY - 1))
+        return Verdict(reward=reward, parts={"exact": reward}, stop_reason=StopReason.TERMINATED)
+
+
+class DigitCodec:
+    """One token, one digit. loops.rollout.TextCodec."""
+
+    stop_token_ids: tuple[int, ...] = ()
+
+    def encode_prompt(self, text: str) -> IntArray:
+        return np.array([int(text) % VOCABULARY], dtype=np.int32)
+
+    def decode(self, token_ids: IntArray) -> str:
+        return "".join(map(str, token_ids))
+
+
+def log_softmax(logits: NDArray[np.float32]) -> FloatArray:
+    shifted = logits - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+
+
+Wrap = Callable[[str, Any], Any]
+
+
+class PlainRun:
+    """One process's worth of a run on `folder`: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
+
+    def __init__(self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port) -> None:
+        self.folder, self.config = folder, config
+        self.uuid = self._identity()
+        self.owner = StoreOwner.open(
+            folder / "store", uuid=self.uuid, config=config, source=PermutedSource("guess", num_items=50, seed=1)
+        )
+        self.learner, self.engine = NumpyLearner(), NumpyEngine()
+        self.acknowledged: list[tuple[str, int]] = []
+        store = wrap("store", self.owner)
+        publisher = Publisher(
+            wrap("fleet", self.engine),
+            score=self.learner.score,
+            probes=[Request(request_id="probe", prompt_ids=DigitCodec().encode_prompt("0"), sampling=Sampling(max_tokens=1))],
+            parity_gap=0.1,
+            in_flight=InFlight.FINISH,
+            patience=config.max_staleness,
+        )
+        ports = UpdatePorts(
+            store=RollingStore(store, self),
+            learner=wrap("learner", self.learner),
+            publisher=publisher,
+            prepare=dict,
+            save_version=lambda weights: None,
+            prune=lambda: None,
+            evaluate=self._evaluate,
+        )
+        session = Session(role="learner", epoch=0, fingerprint=dict(self.learner.fingerprint()))
+        self.loop = UpdateLoop(ports, config=config, folder=folder, session=session)
+        self.slot = RolloutSlot(
+            store,
+            policy=Policy(engine=self.engine, codec=DigitCodec()),
+            environment=GuessingGame(),
+            config=config,
+            store_uuid=str(self.uuid),
+            place=Place(producer="rollout-0.0"),
+            episode_id=episode_id,
+            hear=lambda episode, ack: self.acknowledged.append((episode.episode_id, ack.lsn)),
+        )
+
+    def go(self) -> None:
+        self.loop.recover()
+        self.loop.run(Event())
+
+    def close(self) -> None:
+        self.owner.close()
+
+    def _identity(self) -> UUID:
+        named = self.folder / "uuid"
+        if not named.exists():
+            named.write_text(str(create_store(self.folder / "store")))
+        return UUID(named.read_text())
+
+    def _evaluate(self, version: int, step: int) -> Evaluation:
+        score = float(np.exp(log_softmax(self.learner.logits))[: VOCABULARY - 1].sum())
+        return Evaluation(version=version, step=step, metric="mass", scores={"mass": score}, items=1, samples=1)
+
+
+class RollingStore:
+    """The learner's store in one thread: when the queue is not full yet, the rollout slot takes its turn."""
+
+    def __init__(self, store: Any, run: PlainRun) -> None:
+        self._store, self._run = store, run
+
+    def append_batch(self, request: Any) -> Any:
+        got = self._store.append_batch(request)
+        if got is None:
+            self._run.slot.turn()
+        return got
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)

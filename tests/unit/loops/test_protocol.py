@@ -1,0 +1,140 @@
+"""The learner protocol stopped at every point at which it touches the store, the engine, or the learner's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.records import Batch, Kind, Skip, Version
+from tests.crash.plain import NumpyLearner, PlainRun, plain_config
+
+WATCHED = {"store": {"open_session", "attach", "lease", "append", "append_batch", "decide"}, "fleet": {"push"}, "learner": {"save"}}
+MOST_POINTS = 400  # a run has about 120; a loop that never ends is a fault
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Tripwire:
+    """Counts the calls of all watched ports, before and after each; crashes at the chosen one."""
+
+    def __init__(self, point: int) -> None:
+        self.point, self.passed = point, 0
+
+    def pass_by(self) -> None:
+        self.passed += 1
+        if self.passed == self.point:
+            raise Crash
+
+    def wrap(self, name: str, port: Any) -> Any:
+        return Watched(port, WATCHED[name], self)
+
+
+class Watched:
+    def __init__(self, port: Any, names: set[str], wire: Tripwire) -> None:
+        self._port, self._names, self._wire = port, names, wire
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        if name not in self._names:
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._wire.pass_by()
+            result = method(*args, **kwargs)
+            self._wire.pass_by()
+            return result
+
+        return call
+
+
+def finish(folder: Path) -> PlainRun:
+    run = PlainRun(folder, config=plain_config())
+    run.go()
+    run.close()
+    return run
+
+
+def versions(run: PlainRun) -> dict[int, str]:
+    """Root hash by step."""
+    reopened = PlainRun(run.folder, config=run.config)
+    records = reopened.owner.decisions(kinds=[Kind.VERSION])
+    reopened.close()
+    made = [record for _, record in records if isinstance(record, Version)]
+    assert len({version.version for version in made}) == len(made), "a version number was used twice"
+    assert len({version.step for version in made}) == len(made), "a step made two versions"
+    return {version.step: version.root_hash for version in made}
+
+
+def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    expected = versions(finish(tmp_path / "whole"))
+    assert len(expected) == plain_config().steps + 1
+    point = 0
+    while True:
+        point += 1
+        assert point < MOST_POINTS
+        folder = tmp_path / f"point-{point}"
+        folder.mkdir()
+        wire = Tripwire(point)
+        run = PlainRun(folder, config=plain_config(), wrap=wire.wrap)
+        try:
+            run.go()
+        except Crash:
+            crashed = True
+        else:
+            crashed = False
+        finally:
+            run.close()
+        after = finish(folder) if crashed else run
+        assert versions(after) == expected, f"point {point}"
+        check_ledger(after, heard=run.acknowledged + (after.acknowledged if crashed else []))
+        if not crashed:
+            break
+    assert point > 50, "the tripwire did not see the protocol"
+
+
+def check_ledger(run: PlainRun, *, heard: list[tuple[str, int]]) -> None:
+    reopened = PlainRun(run.folder, config=run.config)
+    ledger = reopened.owner.ledger()
+    assert ledger.balanced
+    assert ledger.ended.get("trained", 0) + ledger.ended.get("zero_spread", 0) == 2 * run.config.steps
+    by_id = dict(heard)
+    for episode in reopened.owner.read(sorted(by_id.values())):
+        assert by_id.pop(episode.episode_id) is not None
+    assert not by_id, "acknowledged episodes were lost"
+    reopened.close()
+
+
+def test_a_batch_that_fails_twice_is_skipped(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, config=plain_config())
+    run.learner.__init__(fail_on_steps=[3])  # type: ignore[misc]
+    run.go()
+    skips = [record for _, record in run.owner.decisions(kinds=[Kind.SKIP]) if isinstance(record, Skip)]
+    assert [skip.step for skip in skips] == [3]
+    ledger = run.owner.ledger()
+    run.close()
+    assert ledger.balanced
+    assert ledger.ended["skipped"] == 2
+    assert 3 not in versions(run)
+    assert {4, 5, 6} <= versions(run).keys()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_game_is_learned(tmp_path: Path, mode: str) -> None:
+    run = PlainRun(tmp_path, config=plain_config(mode=mode, steps=60))
+    run.go()
+    run.close()
+    first, last = NumpyLearner(), run.learner
+    assert last.logits[: 3].mean() - last.logits[3] > first.logits[:3].mean() - first.logits[3]
+
+
+def test_batches_name_only_their_own_parents(tmp_path: Path) -> None:
+    run = finish(tmp_path)
+    reopened = PlainRun(run.folder, config=run.config)
+    batches = [record for _, record in reopened.owner.decisions(kinds=[Kind.BATCH]) if isinstance(record, Batch)]
+    reopened.close()
+    assert [batch.parent_version for batch in batches] == list(range(run.config.steps))
