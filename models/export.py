@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from contracts.errors import UserError
 from contracts.protocols import WeightSet
-from models.causal_lm import check_folder
 from models.durable import sync
+from models.folder import check_folder
 from models.registry import FILE_NAME, tensors_of
 
 # Everything a base folder has beside its weights and its card.

@@ -11,10 +11,11 @@ import torch
 from configs.schema import ModelInit
 from contracts.errors import UserError
 from contracts.protocols import WeightSet
-from models.causal_lm import load_model, load_tokenizer, named_weights
+from models.causal_lm import load_model, named_weights
 from models.export import ModelCard, export_model
 from models.init import init_model
 from models.registry import arrays_of, root_hash
+from models.tokenizer import load_tokenizer
 
 SMALL = ModelInit(layers=1, width=16, heads=2, feed_forward=24, max_positions=64)
 CARD = ModelCard(
@@ -65,6 +66,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     base = tmp_path / "base"
     init_model(base, settings=SMALL, seed=0)
     other = WeightSet(version=1, root_hash="", tensors={"x": np.zeros(2, np.float32)}, dtypes={"x": "float32"})
-    with pytest.raises(UserError, match="such as lm_head.weight"):
+    with pytest.raises(UserError, match=r"such as lm_head\.weight"):
         export_model(other, base=base, out=tmp_path / "out", card=CARD)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from configs.schema import ModelInit
 from contracts.errors import UserError
-from models.causal_lm import load_model, load_tokenizer
+from models.causal_lm import load_model
 from models.init import END_TOKEN, byte_tokenizer, init_model
+from models.tokenizer import load_tokenizer
 
 SMALL = ModelInit(layers=1, width=16, heads=2, feed_forward=24, max_positions=64)
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"))
