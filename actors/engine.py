@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.measure import EngineMeter
-from actors.process import ACTOR_OPTIONS, Process
+from actors.process import Process, actor, group
 from configs.schema import RunConfig
 from contracts.protocols import Completion, Engine, InFlight, Request, WeightSet
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(model_folder: Path, config: RunConfig) -> Engine:
@@ -25,7 +26,7 @@ def build_engine(model_folder: Path, config: RunConfig) -> Engine:
     return TransformersEngine(model_folder, config.engine, version=-1)
 
 
-@ray.remote(**ACTOR_OPTIONS)
+@actor
 class EngineActor:
     """contracts.protocols.Engine over Ray calls."""
 
@@ -35,43 +36,44 @@ class EngineActor:
         self._timeout_s = config.engine.timeout_s
         self._in_flight = InFlight(config.engine.in_flight)
         self._engine = build_engine(Path(folder) / "model", config)
+        log.info("engine ready")
 
-    @ray.method(concurrency_group="main")
+    @group("main")
     def serve(self) -> None:
         """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
         self._process.stop.wait()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def card(self) -> dict[str, Any]:
         return self._process.card()
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
         return self._engine.generate(requests, timeout_s=timeout_s, guard=guard)
 
-    @ray.method(concurrency_group="publish")
+    @group("publish")
     def pause(self, in_flight: InFlight) -> None:
         self._engine.pause(in_flight, timeout_s=self._timeout_s)
 
-    @ray.method(concurrency_group="publish")
+    @group("publish")
     def push(self, weights: WeightSet) -> None:
         self._engine.push(weights)
 
-    @ray.method(concurrency_group="publish")
+    @group("publish")
     def probe(self, requests: Sequence[Request]) -> list[Completion]:
         return self._engine.generate(requests, timeout_s=self._timeout_s, guard=True)
 
-    @ray.method(concurrency_group="publish")
+    @group("publish")
     def resume(self) -> None:
         self._engine.resume()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def status(self) -> Mapping[str, Any]:
         stats = {**self._engine.stats(), "version": float(self._engine.version)}
         self._measure(stats)
         return stats
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def stop(self) -> None:
         self._engine.close()
         self._process.stop.set()

@@ -50,7 +50,7 @@ def reserve(config: RunConfig) -> Units:
     _refuse_what_cannot_fit(bundles)
     groups = {name: placement_group(list(each), strategy="PACK") for name, each in bundles.items()}
     pending = [group.ready() for group in groups.values()]
-    ready, waiting = ray.wait(pending, num_returns=len(pending), timeout=config.cluster.placement_timeout_s)
+    _, waiting = ray.wait(pending, num_returns=len(pending), timeout=config.cluster.placement_timeout_s)
     if waiting:
         for group in groups.values():
             remove_placement_group(group)
@@ -104,4 +104,6 @@ def _sum(bundles: dict[str, list[dict[str, float]]]) -> dict[str, float]:
 
 
 def _text(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"
+    return (
+        ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"
+    )

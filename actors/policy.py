@@ -8,7 +8,6 @@ import numpy as np
 
 from configs.schema import RunConfig
 from contracts.records import IntArray
-from environments.host import EnvironmentHost
 from models.tokenizer import decode, encode_completion, encode_prompt, load_tokenizer
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,6 +25,19 @@ from telemetry.exporter import Exporter
 GROUPS = {"data": 32, "control": 4, "publish": 1, "main": 1}
 # The Supervisor is the one restart mechanism and our clients the ones that retry: Ray does neither.
 ACTOR_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": GROUPS}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def actor(kind: type) -> Any:
+    """A Ray actor class with the options that every actor of a run has."""
+    return ray.remote(**ACTOR_OPTIONS)(kind)
+
+
+def group(name: str) -> Callable[[F], F]:
+    """Which of GROUPS a method runs in."""
+    decorate: Callable[[F], F] = ray.method(concurrency_group=name)
+    return decorate
 
 
 class Process:

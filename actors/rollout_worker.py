@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +10,21 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 import ray
+from loops.evaluate import evaluate
 
 from actors.measure import RolloutMeter
 from actors.policy import load_codec, start_environment
-from actors.process import ACTOR_OPTIONS, Process
+from actors.process import Process, actor, group
 from actors.transport import EngineClient, StoreClient
 from buffers.codec import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
-from loops.evaluate import evaluate
 from loops.rollout import Place, Policy, RolloutSlot
 
+log = logging.getLogger(__name__)
 
-@ray.remote(**ACTOR_OPTIONS)
+
+@actor
 class RolloutWorkerActor:
     """Acts through engine `rank mod engines`; every slot is a producer of its own."""
 
@@ -35,11 +38,12 @@ class RolloutWorkerActor:
         self._environment = start_environment(config)
         engine = EngineClient(engines[rank % len(engines)])
         self._policy = Policy(engine=engine, codec=load_codec(Path(folder) / "model", config))
+        log.info("environment ready")
         self._ears = AckLog(config.rollout.ack_log)
         self._failure: BaseException | None = None
         self._wake = Event()
 
-    @ray.method(concurrency_group="main")
+    @group("main")
     def serve(self) -> None:
         """Rolls out until told to stop. Raises what a slot raised."""
         rollout = self._config.rollout
@@ -67,7 +71,7 @@ class RolloutWorkerActor:
                 episode_id=episode_id,
                 hear=self._hear,
             ).run(self._process.stop)
-        except BaseException as error:  # a border: the thread's failure becomes the process's
+        except BaseException as error:  # noqa: BLE001 - a border: the thread's failure becomes the process's
             self._failure = error
             self._process.stop.set()
 
@@ -75,21 +79,19 @@ class RolloutWorkerActor:
         self._ears.hear(episode, ack)
         self._meter.episode(episode)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def evaluate(self, version: int, step: int) -> Evaluation:
-        return evaluate(
-            self._policy, environment=self._environment, config=self._config, version=version, step=step
-        )
+        return evaluate(self._policy, environment=self._environment, config=self._config, version=version, step=step)
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def card(self) -> dict[str, Any]:
         return self._process.card()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def status(self) -> Mapping[str, Any]:
         return {"environment": self._environment.stats()}
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def stop(self) -> None:
         self._process.stop.set()
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from buffers.log.identity import create_store, read_identity
+
 from actors.base_model import BaseModel
 from actors.cluster import joined
 from actors.crew import Crew
 from actors.watch import StatusFile, Watch
-from buffers.log.identity import create_store, read_identity
 from configs.schema import RunConfig
 from telemetry import logs
 
@@ -33,8 +34,10 @@ def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
         uuid = identify(folder, resume=resume)
         model = BaseModel(config, folder)
         with joined(config), interrupts() as stopped:
+            log.info("cluster joined")
             model.wait()
             crew = Crew.hire(config, folder=folder, uuid=str(uuid))
+            log.info("crew hired")
             try:
                 watch = Watch(crew, config=config, folder=folder, file=status)
                 step, draining = None, False

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import ray
-
 from actors.measure import StoreMeter
-from actors.process import ACTOR_OPTIONS, Process
+from actors.process import Process, actor, group
 from buffers.owner import StoreOwner
 from configs.schema import RunConfig
 from contracts.protocols import BatchRequest
@@ -18,7 +16,7 @@ from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, L
 from loops.tasks import PermutedSource
 
 
-@ray.remote(**ACTOR_OPTIONS)
+@actor
 class StoreActor:
     """contracts.protocols.Store over Ray calls. Every call may be retried."""
 
@@ -36,58 +34,58 @@ class StoreActor:
             take_over=True,
         )
 
-    @ray.method(concurrency_group="main")
+    @group("main")
     def serve(self) -> None:
         """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
         self._process.stop.wait()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def card(self) -> dict[str, Any]:
         return self._process.card()
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def attach(self, producer: str) -> int:
         return self._owner.attach(producer)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
         return self._owner.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         return self._owner.append(episodes)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def open_session(self, record: ControlRecord) -> int:
         return self._owner.open_session(record)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
         return self._owner.append_batch(request)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def read(self, lsns: Sequence[int]) -> list[Episode]:
         return self._owner.read(lsns)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def decide(self, record: ControlRecord, session: int) -> int:
         return self._owner.decide(record, session)
 
-    @ray.method(concurrency_group="data")
+    @group("data")
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
         return self._owner.decisions(start=start, kinds=kinds)
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def ledger(self) -> Ledger:
         return self._owner.ledger()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def status(self) -> Mapping[str, Any]:
         status = self._owner.status()
         self._measure(status, self._owner.ledger())
         return status
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def stop(self) -> None:
         self._owner.close()
         self._process.stop.set()

@@ -92,7 +92,7 @@ def follow(job: Job, *, write: Callable[[str], None]) -> int:
 
 
 def check_cluster(address: str) -> None:
-    """Raises ClusterError, in one deadline, where nothing answers, or it is no Ray dashboard, or it refuses our token."""
+    """Raises ClusterError, in one deadline, where nothing answers, it is no Ray dashboard, or refuses our token."""
     token = find_token()
     request = urllib.request.Request(f"{address}/api/version")
     if token:
@@ -138,7 +138,9 @@ def _normalise(address: str) -> str:
         address = f"http://{address}"
     if not address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"submit to {address}", "jobs are submitted over HTTP", "give the dashboard's address: http://head-node:8265"
+            f"submit to {address}",
+            "jobs are submitted over HTTP",
+            "give the dashboard's address: http://head-node:8265",
         )
     return address.rstrip("/")
 
@@ -180,7 +182,7 @@ async def _tail(client: Any, job: Job, write: Callable[[str], None]) -> None:
 
 
 async def _next(chunks: Any, job: Job) -> str | None:
-    """The next piece of the log, None at its end or where the connection dropped. Silence makes us look for the cluster."""
+    """The next piece of the log; None at its end or where the connection dropped. In silence, looks for the cluster."""
     task = asyncio.ensure_future(anext(chunks, None))
     try:
         while not (await asyncio.wait({task}, timeout=DEADLINE_S))[0]:

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.measure import UpdateMeter
-from actors.policy import load_codec, start_environment, warm_start_pairs
-from actors.process import ACTOR_OPTIONS, Process
+from actors.policy import load_codec, warm_start_pairs
+from actors.process import Process, actor, group
 from actors.transport import EngineFleet, StoreClient, wait_for
 from configs.loader import config_hash
 from configs.schema import RunConfig
@@ -27,13 +25,11 @@ EVALUATION_S = 600.0
 log = logging.getLogger(__name__)
 
 
-@ray.remote(**ACTOR_OPTIONS)
+@actor
 class UpdateWorkerActor:
     """Wires one learner; `serve` is the run's main line."""
 
-    def __init__(
-        self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any) -> None:
         self._folder, self._config = Path(folder), config
         self._process = Process("update-0", config=config, folder=self._folder, threads=config.learner.threads)
         self._meter = UpdateMeter(self._process.metrics, steps=config.steps)
@@ -43,23 +39,22 @@ class UpdateWorkerActor:
         self._step_times: list[float] = []
         self._store, self._engines, self._evaluator = store, engines, evaluator
 
-    @ray.method(concurrency_group="main")
+    @group("main")
     def serve(self) -> int:
         """Recover, then learn until the steps are done or `stop`. Returns the step it stands at."""
         from learners.grpo import GrpoLearner
+
         from inference.parity import probe_requests
         from models.registry import save_version
 
         config, model_folder = self._config, self._folder / "model"
-        learner = GrpoLearner(
-            model_folder, config.learner, seed=config.seed, temperature=config.engine.temperature
-        )
+        learner = GrpoLearner(model_folder, config.learner, seed=config.seed, temperature=config.engine.temperature)
         codec = load_codec(model_folder, config)
         publisher = MeasuredPublisher(
             Publisher(
                 EngineFleet(self._engines, timeout_s=config.engine.timeout_s),
                 score=learner.score,
-                probes=probe_requests(config.engine, vocab_size=learner.vocab_size, seed=config.seed),
+                probes=probe_requests(learner.vocab_size, seed=config.seed),
                 parity_gap=config.engine.parity_gap,
                 in_flight=InFlight(config.engine.in_flight),
                 patience=config.max_staleness,
@@ -141,11 +136,11 @@ class UpdateWorkerActor:
         for folder in sorted((self._folder / "versions").iterdir())[: -self._config.checkpoint.keep]:
             shutil.rmtree(folder)
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def card(self) -> dict[str, Any]:
         return self._process.card()
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def status(self) -> Mapping[str, Any]:
         progress, times = self._progress, self._step_times
         step_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
@@ -159,7 +154,7 @@ class UpdateWorkerActor:
             "warm_start_step": progress.stats.get("warm_start_step"),
         }
 
-    @ray.method(concurrency_group="control")
+    @group("control")
     def stop(self) -> None:
         """Drain: the step in hand is finished, then a checkpoint is written."""
         self._process.stop.set()

@@ -118,12 +118,17 @@ class Watch:
             done, _ = ray.wait(list(self._main.values()), num_returns=len(self._main), timeout=0.5)
             for role, ref in self._main.items():
                 if ref in done:
-                    try:
-                        ray.get(ref)
-                    except ray.exceptions.RayActorError:
+                    error = self._error(ref)
+                    if isinstance(error, ray.exceptions.RayActorError):
                         return role
-                    except Exception:  # a border: what this one raised is not what is asked here
-                        continue
+        return None
+
+    @staticmethod
+    def _error(ref: Any) -> Exception | None:
+        try:
+            ray.get(ref)
+        except Exception as error:  # noqa: BLE001 - a border: any error of another process, to be looked at
+            return error
         return None
 
     def _death(self, role: str, error: Exception) -> ActorDiedError:

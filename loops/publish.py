@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from contracts.errors import PushRefusedError
 from contracts.protocols import Completion, Fleet, InFlight, Request, WeightSet
 from contracts.records import FloatArray, Guard, IntArray, Served
+from inference.parity import gap
 
 Score = Callable[[Sequence[tuple[IntArray, IntArray]]], list[FloatArray]]
 
@@ -51,13 +50,13 @@ class Publisher:
             if not self._warm:  # so that the first check, too, follows cached prompts
                 self._fleet.probe(self._probes)
                 self._warm = True
-            gap = self._push(weights)
-            if gap > self._parity_gap:
-                gap = self._push(weights)
-            if gap <= self._parity_gap:
+            off = self._push(weights)
+            if off > self._parity_gap:
+                off = self._push(weights)
+            if off <= self._parity_gap:
                 self._serving, self._refused_in_a_row = weights, 0
-                return Served(version=weights.version, gap=gap, wall_time=time.time())
-            return self._refuse(weights, gap)
+                return Served(version=weights.version, gap=off, wall_time=time.time())
+            return self._refuse(weights, off)
         finally:
             self._fleet.resume()
             self.last_push_s = time.monotonic() - start
@@ -69,14 +68,12 @@ class Publisher:
     def _gap(self, completions: Sequence[Completion]) -> float:
         prompts = {request.request_id: request.prompt_ids for request in self._probes}
         scored = self._score([(prompts[one.request_id], one.token_ids) for one in completions])
-        gaps = [np.abs(one.log_probs - mine) for one, mine in zip(completions, scored, strict=True)]
-        gap = float(np.concatenate(gaps).mean())
-        return gap if np.isfinite(gap) else float("inf")
+        return gap(completions, scored)
 
-    def _refuse(self, weights: WeightSet, gap: float) -> Guard:
+    def _refuse(self, weights: WeightSet, off: float) -> Guard:
         self._refused_in_a_row += 1
-        reason = f"the engine's log-probs are {gap:.3f} off the learner's on average (limit {self._parity_gap})"
+        reason = f"the engine's log-probs are {off:.3f} off the learner's on average (limit {self._parity_gap})"
         if self._serving is None or self._refused_in_a_row > self._patience:
             raise PushRefusedError(f"version {weights.version}: {reason}; refused {self._refused_in_a_row} in a row")
         self._fleet.push(self._serving)
-        return Guard(version=weights.version, verdict="refused", reason=reason, scores={"gap": gap})
+        return Guard(version=weights.version, verdict="refused", reason=reason, scores={"gap": off})

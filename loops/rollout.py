@@ -153,9 +153,7 @@ class RolloutSlot:
     def _judge(self, leases: Sequence[Lease], completions: Sequence[Completion]) -> list[Verdict]:
         lost = Verdict(reward=None, parts={}, stop_reason=StopReason.ENGINE_ERROR)
         spoken = [i for i, one in enumerate(completions) if one.stop_reason is not StopReason.ENGINE_ERROR]
-        texts = [
-            ("train", leases[i].task.index, self._policy.codec.decode(completions[i].token_ids)) for i in spoken
-        ]
+        texts = [("train", leases[i].task.index, self._policy.codec.decode(completions[i].token_ids)) for i in spoken]
         verdicts = [lost] * len(completions)
         for i, verdict in zip(spoken, self._environment.score(texts), strict=True):
             verdicts[i] = verdict
@@ -176,9 +174,7 @@ class RolloutSlot:
             environment=self._environment.name,
             environment_version=self._environment.version,
             purpose=Purpose.TRAIN,
-            steps=(
-                Step(observation=prompt_ids, action=completion.token_ids, log_probs=completion.log_probs),
-            ),
+            steps=(Step(observation=prompt_ids, action=completion.token_ids, log_probs=completion.log_probs),),
             spans=completion.spans or (Span(start=0, version=-1),),
             stop_reason=stop_reason,
             reward=verdict.reward,

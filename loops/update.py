@@ -285,7 +285,12 @@ class UpdateLoop:
     # ------------------------------------------------------------------------------------------ decisions
 
     def _publish(self, weights: WeightSet) -> None:
-        self._decide(self._ports.publisher.publish(weights))
+        outcome = self._ports.publisher.publish(weights)
+        self._decide(outcome)
+        if isinstance(outcome, Guard):
+            log.error("push refused", extra={"version": outcome.version, "reason": outcome.reason})
+        elif self._recovering:
+            log.info("version served", extra={"version": outcome.version, "gap": outcome.gap})
 
     def _checkpoint(self) -> None:
         folder = f"checkpoints/step-{self._at.step:06d}-v{self._at.version:06d}"

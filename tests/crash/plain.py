@@ -14,10 +14,10 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+from buffers.log.identity import create_store
 from numpy.typing import NDArray
 
 from buffers.codec import episode_id
-from buffers.log.identity import create_store
 from buffers.owner import StoreOwner
 from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, Store
 from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
@@ -158,7 +158,7 @@ Wrap = Callable[[str, Any], Any]
 
 
 class PlainRun:
-    """One process's worth of a run on `folder`: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
+    """One process's worth of a run: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
 
     def __init__(self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port) -> None:
         self.folder, self.config = folder, config
@@ -172,7 +172,9 @@ class PlainRun:
         publisher = Publisher(
             wrap("fleet", self.engine),
             score=self.learner.score,
-            probes=[Request(request_id="probe", prompt_ids=DigitCodec().encode_prompt("0"), sampling=Sampling(max_tokens=1))],
+            probes=[
+                Request(request_id="probe", prompt_ids=DigitCodec().encode_prompt("0"), sampling=Sampling(max_tokens=1))
+            ],
             parity_gap=0.1,
             in_flight=InFlight.FINISH,
             patience=config.max_staleness,

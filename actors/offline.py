@@ -1,0 +1,77 @@
+"""What works on a run's folder alone, without Ray: replay it, rebuild a version, evaluate or export one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from buffers.view import StoreView
+from loops.evaluate import evaluate
+
+from actors.engine import build_engine
+from actors.policy import TokenizerCodec, start_environment
+from configs.loader import load
+from configs.schema import RunConfig
+from contracts.errors import RunFolderError
+from contracts.protocols import InFlight, Learner
+from contracts.records import Evaluation, Served, Version
+from loops import replay as replaying
+from loops.replay import ReplayedStep
+from loops.rollout import Policy
+
+
+def replay_run(
+    folder: Path, *, until: int | None = None, on_step: Callable[[ReplayedStep], None] = lambda step: None
+) -> list[ReplayedStep]:
+    """Every step of a run or snapshot computed again. Raises RunFolderError."""
+    config = load(folder / "config.yaml")
+    return replaying.replay(
+        StoreView.open(folder / "store"),
+        folder=folder,
+        learner=build_learner(folder, config),
+        until=until,
+        on_step=on_step,
+    )
+
+
+def rebuild_version(folder: Path, version: int | None) -> tuple[Learner, Version]:
+    """A learner that stands at `version` (None: the newest one served). Raises RunFolderError, ReplayMismatchError."""
+    view = StoreView.open(folder / "store")
+    if version is None:
+        version = newest_served(view, folder)
+    learner = build_learner(folder, load(folder / "config.yaml"))
+    made = replaying.rebuild(view, folder=folder, learner=learner, version=version)
+    return learner, made
+
+
+def evaluate_version(folder: Path, version: int | None) -> Evaluation:
+    """Held-out scores of a version on an engine of its own."""
+    config = load(folder / "config.yaml")
+    learner, made = rebuild_version(folder, version)
+    engine = build_engine(folder / "model", config)
+    environment = start_environment(config)
+    try:
+        engine.pause(InFlight.FINISH, timeout_s=config.engine.timeout_s)
+        engine.push(learner.weights(made.version))
+        engine.resume()
+        policy = Policy(engine=engine, codec=TokenizerCodec(folder / "model", config))
+        return evaluate(policy, environment=environment, config=config, version=made.version, step=made.step)
+    finally:
+        environment.close()
+        engine.close()
+
+
+def newest_served(view: StoreView, folder: Path) -> int:
+    served = [record.version for _, record in view.decisions() if isinstance(record, Served)]
+    if not served:
+        raise RunFolderError(
+            f"a version of {folder.name}", "none was served yet", f"go on with `ratchet resume {folder.name}`"
+        )
+    return served[-1]
+
+
+def build_learner(folder: Path, config: RunConfig) -> Learner:
+    """The configured learner on the run's base weights, with the threads that the configuration fixes."""
+    from learners.grpo import GrpoLearner
+
+    return GrpoLearner(folder / "model", config.learner, seed=config.seed, temperature=config.engine.temperature)

@@ -1,0 +1,90 @@
+"""Who holds which GPU on a real two-node Ray cluster with four logical GPUs, and what too small a cluster says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from buffers.log.identity import create_store
+from ray.cluster_utils import Cluster
+
+from actors.base_model import main as make_base_model
+from actors.crew import Crew
+from actors.placement import reserve
+from configs.loader import dump, load
+from configs.schema import RunConfig
+from contracts.errors import PlacementError
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "engine.backend=transformers",
+    "engine.count=2",
+    "rollout.num_gpus=1",
+    "cluster.mode=gpu",
+    "model.init.layers=1",
+    "model.init.width=32",
+    "model.init.heads=2",
+    "environment.train_items=200",
+    "environment.held_out_items=16",
+    "metrics.enabled=false",
+]
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=4, num_gpus=2)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def config_with(*settings: str) -> RunConfig:
+    return load(ROOT / "configs" / "quickstart.yaml", [*SMALL, *settings])
+
+
+def test_processes_hold_disjoint_gpus(two_nodes: Cluster, tmp_path: Path) -> None:
+    config = config_with()
+    (tmp_path / "config.yaml").write_text(dump(config))
+    make_base_model(tmp_path)
+    crew = Crew.hire(config, folder=tmp_path, uuid=str(create_store(tmp_path / "store")))
+    try:
+        assert crew.meet(timeout_s=120)
+        cards = {role: card for role, card in crew.cards.items() if role != "store"}
+        assert set(cards) == {"engine-0", "engine-1", "rollout-0", "update-0"}
+        held = {role: {(card["node"], gpu) for gpu in card["gpus"]} for role, card in cards.items()}
+        assert all(len(gpus) == 1 for gpus in held.values()), held
+        for one, other in itertools.combinations(held.values(), 2):
+            assert not one & other, held
+        assert len({node for gpus in held.values() for node, _ in gpus}) == 2, "four GPUs lie on two nodes"
+        assert crew.cards["store"]["node"] == ray.get_runtime_context().get_node_id()
+        assert not crew.cards["store"]["gpus"]
+    finally:
+        crew.dismiss()
+
+
+@pytest.mark.parametrize(
+    ("setting", "missing"), [("engine.count=9", "GPU"), ("learner.threads=64", "CPU"), ("rollout.workers=7", "GPU")]
+)
+def test_what_cannot_fit_is_named(two_nodes: Cluster, setting: str, missing: str) -> None:
+    with pytest.raises(PlacementError) as caught:
+        reserve(config_with(setting))
+    assert f"{missing} missing" in caught.value.found
+
+
+def test_what_is_taken_is_named_in_time(two_nodes: Cluster) -> None:
+    config = config_with("cluster.placement_timeout_s=3")
+    taken: Any = reserve(config)
+    try:
+        with pytest.raises(PlacementError) as caught:
+            reserve(config)
+        assert "is free" in caught.value.found
+    finally:
+        taken.release()
