@@ -5,7 +5,8 @@
 
 pip, as configured, resolves (`install --dry-run --report`) and reads only the metadata of wheels. Its report holds the
 hash of the one file it chose, so a lock's hashes are those of Linux, x86_64, CPython 3.11. Elsewhere deploy/setup.py
-takes the versions without the hashes. In an input `NAME==VERSION  # without: A B` leaves out requirements A and B.
+takes the versions without the hashes. In an input `NAME==VERSION  # without: A B` leaves out requirements A and B, and
+`NAME===VERSION` stays as it is: `==2.13.0` would also take a local 2.13.0+cpu, the wrong build.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Pins = dict[str, tuple[str, str]]  # normalised name -> (NAME==VERSION, sha256)
 
 _WITHOUT = re.compile(r"^(?P<pin>\S+==\S+)\s+# without: (?P<names>.+)$", re.MULTILINE)
 _ENTRY = re.compile(
-    r"^(?P<pin>(?P<name>[A-Za-z0-9_.-]+)==\S+) \\\n    --hash=sha256:(?P<hash>[0-9a-f]{64})$", re.MULTILINE
+    r"^(?P<pin>(?P<name>[A-Za-z0-9_.-]+)={2,3}\S+) \\\n    --hash=sha256:(?P<hash>[0-9a-f]{64})$", re.MULTILINE
 )
 
 
@@ -97,6 +98,9 @@ def lock(build: str, *, upgrade: bool) -> int:
     base = read_lock(LOCKS / "cpu.txt") if build == "dev" else {}
     kept = base | (read_lock(target) if target.exists() and not upgrade else {})
     pins = pins_of(resolve(text, constraints="\n".join(pin for pin, _ in kept.values()))) | alone
+    for name in re.findall(r"^([\w.-]+)===", text, re.MULTILINE):
+        pin, digest = pins[normalise(name)]
+        pins[normalise(name)] = (pin.replace("==", "==="), digest)
     shared = pins.keys() & base.keys()
     if lacking := shared - read_lock(LOCKS / "cuda.txt").keys() if build == "dev" else set():
         raise SystemExit(

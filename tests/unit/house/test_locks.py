@@ -44,7 +44,7 @@ def test_the_cpu_lock_has_the_cpu_build_and_no_cuda_companions() -> None:
 
 def test_the_cuda_lock_has_no_cpu_build() -> None:
     pins = read_lock(LOCKS / "cuda.txt")
-    assert pins["torch"][0] == "torch==2.13.0"
+    assert pins["torch"][0] == "torch===2.13.0"
     assert not [pin for pin, _ in pins.values() if "+" in pin]
 
 
