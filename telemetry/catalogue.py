@@ -21,7 +21,7 @@ _SYNC_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2
 _WORK_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 LOGS = ("data", "control")
-STEP_PARTS = ("wait", "learn", "publish", "evaluate", "checkpoint")
+STEP_PARTS = ("wait", "read", "update", "save", "decide", "publish", "evaluate", "checkpoint")
 
 
 class MetricType(str, Enum):
@@ -43,7 +43,7 @@ class Metric:
 
     @property
     def num_series(self) -> int:
-        """The most series that one process can make of it: histograms add +Inf, sum, count, created; counters created."""
+        """The most series that one process can make of it (`_created`, `_sum`, `_count` and +Inf included)."""
         combinations = 1
         for values in self.labels.values():
             combinations *= len(values)
@@ -76,7 +76,9 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], **labels: tuple
 
 _LEARNING = (
     _gauge("ratchet_reward_mean", "reward", "Mean reward of the newest batch's episodes."),
-    _gauge("ratchet_held_out_accuracy", "ratio", "Share of held-out items solved.", decoding=("sampled", "greedy")),
+    _gauge(
+        "ratchet_held_out_accuracy", "share of items", "Share of held-out items solved.", decoding=("sampled", "greedy")
+    ),
     _gauge("ratchet_step", "steps", "Learner steps finished on this branch."),
     _gauge("ratchet_steps_planned", "steps", "Learner steps that the configuration asks for."),
     _gauge("ratchet_policy_version", "version", "Newest version, as holder has it.", holder=("learner", "engine")),
@@ -188,12 +190,10 @@ ALERTS = (
     ),
     Alert(
         name="RatchetLedgerUnbalanced",
-        expression=(
-            "ratchet_tasks_handed - on (run) sum by (run) (ratchet_tasks_ended) - on (run) ratchet_groups_in_flight != 0"
-        ),
+        expression="ratchet_tasks_handed - on (run) sum by (run) (ratchet_tasks_ended) != ratchet_groups_in_flight",
         wait="1m",
         severity="page",
-        summary="the ledger of {{ $labels.run }} is off by {{ $value }} tasks",
+        summary="the ledger of {{ $labels.run }} does not balance",
     ),
 )
 
