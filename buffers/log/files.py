@@ -1,0 +1,76 @@
+"""Durable steps on small files and folders: write, sync, then make visible."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: RLIMIT_FSIZE, or the file system's limit
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: those created, renamed and removed so far."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes, *, offset: int) -> None:
+    """Write every byte, however few the kernel takes at a time."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def write_durably(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Make `path` hold `data` after any crash, or what it held before: temp, fsync, rename, folder fsync.
+
+    With `replace=False` an existing `path` is left alone: FileExistsError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(fd, data, offset=0)
+        os.fsync(fd)
+        publish(temporary, path, replace=replace)
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path, *, replace: bool = False) -> None:
+    """Give a synced file its name, durably. A hard link, unlike rename, never takes a name that is in use."""
+    if replace:
+        temporary.replace(path)
+    else:
+        path.hardlink_to(temporary)
+        temporary.unlink()
+    sync_folder(path.parent)
+
+
+def find_data_end(fd: int, begin: int) -> int:
+    """Offset just past the last byte that is not zero, at or after `begin`; `begin` if there is none.
+
+    Holes and preallocated space are skipped by asking the file system, not read.
+    """
+    end, position = begin, begin
+    while True:
+        try:
+            position = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                return end
+            raise
+        hole = os.lseek(fd, position, os.SEEK_HOLE)
+        while position < hole:
+            chunk = os.pread(fd, min(1 << 20, hole - position), position)
+            if not chunk:
+                return end
+            used = len(chunk.rstrip(b"\0"))
+            if used:
+                end = position + used
+            position += len(chunk)

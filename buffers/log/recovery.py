@@ -1,0 +1,231 @@
+"""Recovery: where the log ends, what is damaged, and what a crash left half-written.
+
+First everything is read and nothing is changed (`examine`), then the log is put in order (`repair`).
+
+    LSN  0 ───────────────── durable ───────── cut ──────────────►
+         frames, rot            whole commits   tear: kept as .torn
+
+`durable` is the largest LSN that the log is known to have synced: from the watermark file, and from the frames
+themselves, since each says how far the log was synced when it was written. A bad frame below it is rot: it was whole
+once. The first bad frame at or above it is a tear: one commit is written in any order, so what follows is not trusted.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from buffers.log.files import FULL_ERRORS, find_data_end, sync_folder, write_durably
+from buffers.log.frames import FIRST_DIGEST, MORE, RawFrame
+from buffers.log.segments import Gap, list_starts, name_segment, read_schema, walk
+from buffers.log.watermark import Watermark, read_boot_id, read_watermark
+from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What opening a log found.
+
+    The log goes on at `end_lsn`; `durable_lsn` is how far it was known to be synced. `num_frames` counts whole records
+    below `end_lsn`. `torn_bytes` of an unfinished commit were cut and kept in `torn_file`, beside the log.
+    `rot`: (start, end) LSNs of damaged ranges. `uncertain_from`: after a power loss, the LSN of the one commit that may
+    or may not have been acknowledged: its producers re-send; None where all is known.
+    """
+
+    end_lsn: int
+    durable_lsn: int
+    num_frames: int
+    torn_bytes: int
+    torn_file: str | None
+    rot: tuple[tuple[int, int], ...]
+    uncertain_from: int | None
+
+
+class _Point(NamedTuple):
+    """A place where the log could go on."""
+
+    lsn: int
+    num_frames: int  # records below it
+    digest: bytes  # sha256 of the last whole frame below it
+
+
+class _Hole(NamedTuple):
+    gap: Gap
+    last: _Point  # just before it
+    whole: _Point  # before it, where no append is cut in its middle
+
+
+@dataclass
+class Examination:
+    """What `examine` found. `digest` is the hash that the next frame of a chained log carries."""
+
+    starts: list[int]
+    durable_lsn: int
+    epoch: int  # the largest seen
+    end_lsn: int = 0
+    num_frames: int = 0
+    digest: bytes = FIRST_DIGEST
+    rot: list[tuple[int, int]] = field(default_factory=list)
+    uncertain_from: int | None = None
+
+
+class _Walker:
+    """Goes over all frames once and remembers the holes; what they mean is known only at the end."""
+
+    def __init__(self, *, durable_lsn: int, epoch: int, first_lsn: int) -> None:
+        self.durable_lsn, self.epoch = durable_lsn, epoch
+        self.last = self.whole = _Point(first_lsn, 0, FIRST_DIGEST)
+        self.holes: list[_Hole] = []
+        self.broken: list[tuple[int, int]] = []  # frames whose successor carries another hash
+        self._before: tuple[int, int] | None = None  # where the frame before lies; None after a gap
+
+    def take(self, item: RawFrame | Gap) -> None:
+        if isinstance(item, Gap):
+            self.holes.append(_Hole(item, self.last, self.whole))
+            self.last = self.whole = self.last._replace(lsn=item.end)
+            self._before = None
+            return
+        header = item.header
+        synced = item.next_lsn if item.is_schema else header.durable_lsn  # a segment has no name before it is synced
+        self.durable_lsn = max(self.durable_lsn, synced)
+        self.epoch = max(self.epoch, header.epoch)
+        if self._before is not None and item.previous != self.last.digest:
+            self.broken.append(self._before)
+        self.last = _Point(item.next_lsn, self.last.num_frames + (not item.is_schema), item.digest)
+        self._before = (header.lsn, item.next_lsn)
+        if not header.flags & MORE:
+            self.whole = self.last
+
+
+def examine(folder: Path, *, uuid: UUID, log_name: str | None = None, chained: bool | None = None) -> Examination:
+    """Read the whole log; change nothing. `log_name` and `chained`, where given, are what the segments must say.
+
+    Raises StoreIdentityError (no log here, or another one), FormatError (an unknown version).
+    """
+    starts = list_starts(folder) if folder.is_dir() else []
+    if not starts:
+        raise StoreIdentityError(f"{folder}: there is no log here")
+    mark = read_watermark(folder)
+    if mark is not None and mark.uuid != uuid:
+        mark = None
+    for start_lsn in starts:  # identity and versions first, all of them
+        schema = read_schema(name_segment(folder, start_lsn), start_lsn=start_lsn, uuid=uuid)
+        if schema is None:
+            continue
+        if log_name is not None and schema.log_name != log_name:
+            raise StoreIdentityError(f"{folder}: a segment of log {schema.log_name!r} lies in log {log_name!r}")
+        if chained is not None and schema.chained != chained:
+            raise FormatError(f"{folder}: the log was made with chained={schema.chained}, and opened with {chained}")
+    walker = _Walker(durable_lsn=mark.durable_lsn if mark else 0, epoch=mark.epoch if mark else 0, first_lsn=starts[0])
+    data_end_lsn = starts[0]
+    for start_lsn, limit_lsn in _pair_limits(starts):
+        data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, limit_lsn=limit_lsn, uuid=uuid)
+    return _judge(walker, starts=starts, data_end_lsn=data_end_lsn, mark=mark)
+
+
+def _pair_limits(starts: list[int]) -> list[tuple[int, int | None]]:
+    """Each segment's start, and where the next one begins; None for the last."""
+    return list(zip(starts, [*starts[1:], None], strict=True))
+
+
+def _walk_segment(walker: _Walker, folder: Path, *, start_lsn: int, limit_lsn: int | None, uuid: UUID) -> int:
+    """Feed the walker; the LSN just past the segment's last byte that is not zero."""
+    fd = os.open(name_segment(folder, start_lsn), os.O_RDONLY)
+    try:
+        end = limit_lsn if limit_lsn is not None else start_lsn + os.fstat(fd).st_size
+        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end, uuid=uuid):
+            if isinstance(item, Gap) and item.end == end and limit_lsn is None:
+                break  # the end of the log, torn or clean
+            walker.take(item)
+        return start_lsn + find_data_end(fd, walker.last.lsn - start_lsn)
+    finally:
+        os.close(fd)
+
+
+def _judge(walker: _Walker, *, starts: list[int], data_end_lsn: int, mark: Watermark | None) -> Examination:
+    """Tear or rot, now that the largest durable LSN is known."""
+    durable = walker.durable_lsn
+    found = Examination(starts, durable_lsn=durable, epoch=walker.epoch)
+    end_gap = Gap(walker.last.lsn, max(durable, data_end_lsn))
+    for gap, last, whole in [*walker.holes, _Hole(end_gap, walker.last, walker.whole)]:
+        if gap.start < durable:
+            found.rot.append((gap.start, min(gap.end, durable)))
+        point = last if gap.start < durable else whole
+        found.end_lsn, found.num_frames, found.digest = max(point.lsn, durable), point.num_frames, point.digest
+        if gap.end > durable:
+            break
+    found.rot = sorted(found.rot + [pair for pair in walker.broken if pair[0] < found.end_lsn])
+    exact = mark is not None and mark.boot_id == read_boot_id()
+    if not exact and max(found.end_lsn, data_end_lsn) > durable:
+        found.uncertain_from = durable
+    return found
+
+
+def refuse_rot(found: Examination, *, folder: Path) -> None:
+    """Strict mode: RotError if anything is damaged."""
+    if found.rot:
+        raise RotError(
+            f"{folder}: {len(found.rot)} damaged ranges below the durable LSN {found.durable_lsn}, the first at "
+            f"LSN {found.rot[0][0]}; without store.strict they are set aside and the rest is read"
+        )
+
+
+def repair(folder: Path, found: Examination) -> Recovery:
+    """Cut the tear (kept as .torn), seal every segment, remove half-made files, make what is left durable."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
+    torn_bytes, torn_file = 0, None
+    for start_lsn, limit_lsn in _pair_limits(found.starts):
+        path = name_segment(folder, start_lsn)
+        if limit_lsn is None or found.end_lsn < limit_lsn:
+            begin = max(found.end_lsn, start_lsn)
+            name, num_bytes = _keep_tear(path, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn)
+            torn_bytes, torn_file = torn_bytes + num_bytes, torn_file or name
+        if found.end_lsn <= start_lsn:
+            _truncate(path, 0)  # a reader may have it open
+            path.unlink()
+        else:
+            used_lsn = found.end_lsn if limit_lsn is None else min(limit_lsn, found.end_lsn)
+            _truncate(path, used_lsn - start_lsn)
+    sync_folder(folder)
+    return Recovery(
+        end_lsn=found.end_lsn,
+        durable_lsn=found.durable_lsn,
+        num_frames=found.num_frames,
+        torn_bytes=torn_bytes,
+        torn_file=torn_file,
+        rot=tuple(found.rot),
+        uncertain_from=found.uncertain_from,
+    )
+
+
+def _keep_tear(path: Path, *, start_lsn: int, begin: int, limit_lsn: int | None) -> tuple[str | None, int]:
+    """Copy what is not zero from `begin` on into a .torn file; its name, and how many bytes."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        end = start_lsn + find_data_end(fd, begin - start_lsn)
+        num_bytes = (end if limit_lsn is None else min(end, limit_lsn)) - begin
+        if num_bytes <= 0:
+            return None, 0
+        torn = path.with_name(f"{begin:016x}-{os.urandom(4).hex()}.torn")
+        write_durably(torn, os.pread(fd, num_bytes, begin - start_lsn))
+    except OSError as error:
+        if error.errno in FULL_ERRORS:
+            raise StoreFullError(f"{path}: no room to keep the torn bytes from LSN {begin}; nothing was cut") from error
+        raise
+    finally:
+        os.close(fd)
+    return torn.name, num_bytes
+
+
+def _truncate(path: Path, size: int) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,202 @@
+"""Segment files: the logical log cut into pieces, each named by the LSN at which it starts.
+
+    made (temp, preallocated, SCHEMA, fsync, link, folder fsync) ─► written ─► sealed (truncated to what is used, fsync)
+
+The byte at LSN x lies at offset x - start_lsn of the segment. A segment ends where the next one starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import numpy as np
+
+from buffers.log.files import FULL_ERRORS, find_data_end, publish, write_all
+from buffers.log.frames import (
+    HEADER_BYTES,
+    RawFrame,
+    Schema,
+    count_unpadded_bytes,
+    decode,
+    decode_header,
+    decode_schema,
+    derive_salt,
+)
+from contracts.errors import FencedError, StoreFullError, StoreIdentityError
+
+_NAME = re.compile(r"([0-9a-f]{16})\.seg")
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment file as a reader sees it: frames from `start_lsn` up to `end_lsn`; `sealed` ones never change."""
+
+    start_lsn: int
+    end_lsn: int
+    path: Path
+    sealed: bool
+
+
+class Gap(NamedTuple):
+    """Bytes from `start` to `end` that are no frame. `end` is the next whole frame, or where the walk ended."""
+
+    start: int
+    end: int
+
+
+def list_starts(folder: Path) -> list[int]:
+    """Start LSNs of the segments in `folder`, rising."""
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1], 16) for match in matches if match)
+
+
+def name_segment(folder: Path, start_lsn: int) -> Path:
+    return folder / f"{start_lsn:016x}.seg"
+
+
+class SegmentFile:
+    """The one segment that is being written."""
+
+    def __init__(self, fd: int, *, path: Path, start_lsn: int, size: int) -> None:
+        self.path, self.start_lsn, self.limit_lsn = path, start_lsn, start_lsn + size
+        self._fd = fd
+
+    @classmethod
+    def create(cls, folder: Path, *, start_lsn: int, size: int, schema: bytes, reserve_bytes: int = 0) -> SegmentFile:
+        """A segment that holds `schema` and room for `size` bytes in all, durable before it has its name.
+
+        Raises StoreFullError, leaving nothing behind, where the disk cannot hold it and keep `reserve_bytes` free;
+        FencedError where another owner has made it.
+        """
+        space = os.statvfs(folder)
+        free_bytes = space.f_bavail * space.f_frsize
+        if free_bytes < size + reserve_bytes:
+            raise StoreFullError(
+                f"{folder}: a segment takes {size} bytes and {reserve_bytes} are kept in reserve; {free_bytes} are free"
+            )
+        path = name_segment(folder, start_lsn)
+        temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            write_all(fd, schema, offset=0)
+            os.fsync(fd)
+            publish(temporary, path)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in FULL_ERRORS:
+                raise StoreFullError(f"{folder}: no room for a segment of {size} bytes: {error.strerror}") from error
+            if isinstance(error, FileExistsError):
+                raise FencedError(f"{path} was made by another owner") from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        return cls(fd, path=path, start_lsn=start_lsn, size=size)
+
+    def write(self, data: bytes, *, lsn: int) -> None:
+        write_all(self._fd, data, offset=lsn - self.start_lsn)
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def cut(self, end_lsn: int) -> None:
+        """Take back everything from `end_lsn` on, durably: no byte of it is ever read as a frame again."""
+        os.ftruncate(self._fd, end_lsn - self.start_lsn)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _Window:
+    """Reads a segment in large pieces; `get` answers fewer bytes than asked only at the end of the file."""
+
+    def __init__(self, fd: int, *, start_lsn: int, chunk_bytes: int) -> None:
+        self._fd, self._start_lsn, self._chunk_bytes = fd, start_lsn, chunk_bytes
+        self._data, self._base_lsn = b"", start_lsn
+
+    def get(self, lsn: int, num_bytes: int) -> bytes:
+        offset = lsn - self._base_lsn
+        if offset < 0 or offset + num_bytes > len(self._data):
+            self._data = os.pread(self._fd, max(num_bytes, self._chunk_bytes), lsn - self._start_lsn)
+            self._base_lsn, offset = lsn, 0
+        return self._data[offset : offset + num_bytes]
+
+
+def _read(window: _Window, lsn: int, *, start_lsn: int, end: int, uuid: UUID | None) -> RawFrame | None:
+    header = decode_header(window.get(lsn, HEADER_BYTES), lsn=lsn)
+    if header is None or (uuid is not None and header.salt != derive_salt(uuid, start_lsn, header.epoch)):
+        return None
+    size = count_unpadded_bytes(header)
+    if lsn + size > end:
+        return None
+    data = window.get(lsn, size)
+    return decode(header, data) if len(data) == size else None
+
+
+def read_frame(fd: int, lsn: int, *, start_lsn: int, end: int, uuid: UUID) -> RawFrame | None:
+    """The whole frame at `lsn`, or None."""
+    return _read(_Window(fd, start_lsn=start_lsn, chunk_bytes=16 << 10), lsn, start_lsn=start_lsn, end=end, uuid=uuid)
+
+
+def read_schema(path: Path, *, start_lsn: int, uuid: UUID | None) -> Schema | None:
+    """What heads the segment, or None where that frame is damaged.
+
+    Raises FormatError on an unknown version, StoreIdentityError on a segment of another store than `uuid`.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        window = _Window(fd, start_lsn=start_lsn, chunk_bytes=4096)
+        frame = _read(window, start_lsn, start_lsn=start_lsn, end=start_lsn + (1 << 20), uuid=None)
+    finally:
+        os.close(fd)
+    if frame is None or not frame.is_schema:
+        return None
+    schema = decode_schema(frame)
+    if uuid is not None and schema.uuid != uuid:
+        raise StoreIdentityError(f"{path} belongs to store {schema.uuid}, not to {uuid}")
+    return schema
+
+
+def walk(fd: int, *, start_lsn: int, begin: int, end: int, uuid: UUID) -> Iterator[RawFrame | Gap]:
+    """Frames from LSN `begin` up to `end` of the segment, and the gaps between them."""
+    window = _Window(fd, start_lsn=start_lsn, chunk_bytes=_CHUNK_BYTES)
+    lsn = begin
+    while lsn < end:
+        frame = _read(window, lsn, start_lsn=start_lsn, end=end, uuid=uuid)
+        if frame is None:
+            found = _find_frame(fd, start_lsn=start_lsn, begin=lsn + 8, end=end, uuid=uuid)
+            yield Gap(lsn, found)
+            lsn = found
+        else:
+            yield frame
+            lsn = frame.next_lsn
+
+
+def _find_frame(fd: int, *, start_lsn: int, begin: int, end: int, uuid: UUID) -> int:
+    """LSN of the first whole frame at or after `begin`; `end` if there is none.
+
+    Each frame holds its own LSN 8 bytes after its start: only where a word says its own position less 8 can one be.
+    """
+    window = _Window(fd, start_lsn=start_lsn, chunk_bytes=_CHUNK_BYTES)
+    stop = min(end, start_lsn + find_data_end(fd, begin - start_lsn))
+    lsn = begin
+    while lsn < stop:
+        chunk = os.pread(fd, _CHUNK_BYTES, lsn - start_lsn)
+        words = np.frombuffer(chunk, dtype="<u8", count=len(chunk) // 8)
+        if not len(words):
+            break
+        own = np.arange(lsn - 8, lsn - 8 + 8 * len(words), 8, dtype=np.uint64)
+        for index in np.flatnonzero(words == own):
+            candidate = lsn + 8 * int(index) - 8
+            if candidate >= begin and _read(window, candidate, start_lsn=start_lsn, end=end, uuid=uuid) is not None:
+                return candidate
+        lsn += 8 * len(words)
+    return end
