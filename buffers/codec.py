@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -82,7 +82,7 @@ class _Plan:
 def encode(record: Record) -> bytes:
     """The payload of `record`'s frame. Raises StoreError where a value cannot be kept."""
     columns = _Columns()
-    encode_fields = _plan_of(type(record)).encode
+    encode_fields = _plan_of(cast(Hashable, type(record))).encode
     assert encode_fields is not None
     try:
         header = cast(bytes, msgpack.packb(encode_fields(record, columns), use_bin_type=True))
@@ -116,7 +116,7 @@ def _decode(kind: int, payload: bytes, *, with_columns: bool) -> Record:
         _, length = _PREFIX.unpack_from(payload)
         end = _PREFIX.size + length
         values = msgpack.unpackb(payload[_PREFIX.size : end], strict_map_key=False)
-        plan = _plan_of(record_class) if with_columns else _plan_without_columns(record_class)
+        plan = (_plan_of if with_columns else _plan_without_columns)(cast(Hashable, record_class))
         assert plan.decode is not None
         return cast(Record, plan.decode(values, payload, end + (-length % _ALIGNMENT)))
     except (ValueError, TypeError, KeyError, IndexError, struct.error, msgpack.UnpackException) as error:

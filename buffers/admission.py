@@ -1,0 +1,61 @@
+"""How many tasks may be handed out now, and which. The queue is bounded here, never where experience is appended.
+
+async   groups outstanding, and one more batch while a decision is on its way to the engines,
+        stay below (max_staleness + 1) × groups_per_step
+sync    exactly groups_per_step, once the engines have the newest version
+both    never more than the remaining steps can use
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import chain, islice
+
+from buffers.fold import Fold
+from configs.schema import RunConfig
+
+
+def is_open(fold: Fold, config: RunConfig) -> bool:
+    """Whether anything may be handed out: engines serve a version and, in sync mode, the newest one."""
+    if fold.served < 0:
+        return False
+    return config.mode == "async" or fold.is_settled(fold.branch)
+
+
+def count_admissible(fold: Fold, config: RunConfig, *, num_reserved: int) -> int:
+    """How many more groups may be handed out; `num_reserved` are on their way into the log."""
+    per_step = config.learner.groups_per_step
+    outstanding = fold.num_outstanding + num_reserved
+    remaining = (config.steps - fold.last_step(fold.branch)) * per_step - outstanding
+    on_the_way = 0 if fold.is_settled(fold.branch) else per_step
+    bound = (config.max_staleness + 1) * per_step - outstanding - on_the_way
+    return max(0, min(remaining, bound))
+
+
+def choose_positions(
+    fold: Fold, config: RunConfig, *, max_tasks: int, reserved: Collection[int], rank: int, world: int
+) -> list[int]:
+    """Positions to hand out to one asker: abandoned tasks first, then new ones.
+
+    In sync mode `rank` gets its share (position % world) of the step's positions, so that who tries what does not hang
+    on who asks first.
+    """
+    again = (position for position in sorted(fold.to_hand_again) if position not in reserved)
+    window = islice(
+        chain(again, _new_positions(fold, reserved)), count_admissible(fold, config, num_reserved=len(reserved))
+    )
+    mine = (position for position in window if is_share(position, config, rank=rank, world=world))
+    return list(islice(mine, max_tasks))
+
+
+def is_share(position: int, config: RunConfig, *, rank: int, world: int) -> bool:
+    """Whether an asker of this rank may have the task at `position`."""
+    return config.mode == "async" or position % world == rank
+
+
+def _new_positions(fold: Fold, reserved: Collection[int]) -> Iterator[int]:
+    position = fold.frontier
+    while True:
+        if position not in fold.positions and position not in reserved:
+            yield position
+        position += 1

@@ -1,0 +1,135 @@
+"""Writes decisions down, one at a time: sessions, batches, versions and what follows from them."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from threading import Lock
+
+from buffers.reading import Records
+from buffers.sampling import choose_first, find_zero_spread, order_rows
+from buffers.state import Due, StoreState
+from contracts.errors import FencedError, StoreError
+from contracts.protocols import BatchRequest
+from contracts.records import Batch, Closed, ControlRecord, Disposition, Kind, Session, Skip, Version
+
+REASONS = {
+    Disposition.STALE: "older than the bound when its turn came",
+    Disposition.OFF_BRANCH: "made by a version that is no ancestor of the learner's",
+}
+
+
+class Decider:
+    """`_deciding` is held while the disk is waited for: only those who decide wait for each other."""
+
+    def __init__(self, state: StoreState, *, records: Records) -> None:
+        self._state, self._records = state, records
+        self._deciding = Lock()
+
+    def open_session(self, record: ControlRecord) -> int:
+        """See contracts.protocols.Store."""
+        if not isinstance(record, Session):
+            raise StoreError(f"a session is opened with a Session record, not a {type(record).__name__}")
+        with self._deciding:
+            return self._append(record)
+
+    def decide(self, record: ControlRecord, session: int) -> int:
+        """See contracts.protocols.Store. A SKIP of the same batch, too, is compare-and-append."""
+        if isinstance(record, Batch | Session | Closed):
+            raise StoreError(f"a {type(record).__name__} is written by append_batch, open_session or the owner itself")
+        with self._deciding:
+            with self._state.lock:
+                self._check_session(session)
+                known = self._find_same(record)
+            return self._append(record) if known is None else known
+
+    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        """See contracts.protocols.Store."""
+        state = self._state
+        with self._deciding:
+            state.sweep()
+            with state.lock:
+                self._check_session(request.session)
+                stored = state.fold.batch_lsns.get((request.branch, request.step))
+                if stored is None and not self._can_cut(request):
+                    return None
+            if stored is not None:
+                return self._read_batch(stored)
+            mark = state.data.writer.sync()  # a BATCH may name only what is durable
+            with state.lock:
+                batch, futures = self._cut(request, mark)
+            lsns = [state.finish(future)[0] for future in futures]
+            return None if batch is None else (lsns[0], batch)
+
+    def _append(self, record: ControlRecord) -> int:
+        with self._state.lock:
+            future = self._state.control.submit([record])
+        return self._state.finish(future)[0]
+
+    def _check_session(self, session: int) -> None:
+        newest = self._state.fold.sessions
+        if session not in newest.values():
+            raise FencedError(f"session {session} is over: the newest ones are {newest}")
+
+    def _find_same(self, record: ControlRecord) -> int | None:
+        """LSN of the same decision made before. Raises StoreError for one that cannot be made."""
+        fold = self._state.fold
+        if isinstance(record, Skip):
+            return fold.skip_lsns.get(record.batch_lsn)
+        if not isinstance(record, Version):
+            return None
+        known = fold.version_lsns.get((record.branch, record.step, record.root_hash))
+        if known is not None:
+            return known
+        newest = max(fold.versions, default=-1)
+        if record.version <= newest:
+            raise StoreError(f"version {record.version} is not above {newest}: numbers rise and are never used again")
+        if record.parent >= 0 and record.parent not in fold.versions:
+            raise StoreError(f"version {record.version}: there is no parent version {record.parent}")
+        return None
+
+    # ------------------------------------------------------------------------------------------ batches
+
+    def _can_cut(self, request: BatchRequest) -> bool:
+        if request.parent_version not in self._state.fold.versions:
+            raise StoreError(f"batch of step {request.step}: there is no version {request.parent_version}")
+        return len(self._find_queue(math.inf)) >= request.num_groups
+
+    def _find_queue(self, mark: float) -> list[int]:
+        """Ready groups below `mark`, first come first."""
+        fold, ending = self._state.fold, self._state.ending
+        return [lease for lease in fold.queue() if lease not in ending and fold.groups[lease].ready_lsn < mark]
+
+    def _cut(self, request: BatchRequest, mark: int) -> tuple[Batch | None, list[Future[list[int]]]]:
+        """Submit the batch with what it drops; where it cannot be filled, what is dropped alone."""
+        state = self._state
+        choice = choose_first(
+            state.fold,
+            self._find_queue(mark),
+            num_groups=request.num_groups,
+            parent_version=request.parent_version,
+            max_staleness=request.max_staleness,
+        )
+        if len(choice.leases) < request.num_groups:
+            ends: Due = {}
+            for drop in choice.dropped:
+                ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
+            return None, [state.close_locked(leases, how, why, mark=mark) for (how, why), leases in ends.items()]
+        batch = Batch(
+            branch=request.branch,
+            step=request.step,
+            parent_version=request.parent_version,
+            rows=order_rows(state.fold, choice.leases),
+            zero_spread=find_zero_spread(state.fold, choice.leases),
+            dropped=choice.dropped,
+            seed=request.seed,
+            data_lsn=mark,
+            control_lsn=state.control.writer.durable_lsn,
+            coefficients=dict(request.coefficients),
+        )
+        return batch, [state.end_locked(batch, [*choice.leases, *(drop.lease for drop in choice.dropped)])]
+
+    def _read_batch(self, lsn: int) -> tuple[int, Batch]:
+        ((_, record),) = self._records.read_decisions(lsn, lsn + 1, (Kind.BATCH,))
+        assert isinstance(record, Batch)
+        return lsn, record

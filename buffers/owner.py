@@ -1,0 +1,196 @@
+"""The store's one owner: opens and recovers both logs, then answers rollout workers and learners.
+
+The work is done next door: buffers/dispenser.py (leases), intake.py (episodes), decider.py (decisions), over one
+shared buffers/state.py. Thread-safe; callers share one fsync (group commit).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from threading import Lock
+from uuid import UUID
+
+from buffers.decider import Decider
+from buffers.dispenser import Dispenser
+from buffers.fold import Fold, Stage
+from buffers.index import Index
+from buffers.indexing import Indexer
+from buffers.intake import Intake
+from buffers.log.identity import Claim, claim, create_store, read_identity
+from buffers.log.writer import LogWriter
+from buffers.reading import Records
+from buffers.state import StoreState
+from configs.schema import RunConfig
+from contracts.errors import StoreIdentityError
+from contracts.protocols import BatchRequest, TaskSource
+from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Kind, Lease, Ledger, Session
+
+
+def episode_id(store_uuid: str, lease: int, member: int) -> str:
+    """The one id of an episode: the same try under the same lease has the same id, whoever makes it."""
+    return blake2b(f"{UUID(store_uuid)}/{lease}/{member}".encode(), digest_size=16).hexdigest()
+
+
+class StoreOwner:
+    """Implements contracts.protocols.Store; what a call promises is said there."""
+
+    def __init__(
+        self, state: StoreState, *, held: Claim, records: Records, source: TaskSource, resources: ExitStack
+    ) -> None:
+        self.uuid: UUID = held.uuid
+        self.epoch: int = held.epoch
+        self._state, self._records, self._resources = state, records, resources
+        self._dispenser = Dispenser(state, source=source, store_epoch=held.epoch)
+        self._intake = Intake(state)
+        self._decider = Decider(state, records=records)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        config: RunConfig,
+        source: TaskSource,
+        uuid: UUID | str | None = None,
+        create: bool = False,
+        take_over: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> StoreOwner:
+        """Own the store in `folder`. `uuid`: the one that the run's manifest names; `create`: make a new store.
+
+        `clock` (s) times leases. Raises StoreIdentityError (missing, or another store), StoreBusyError (a live process
+        owns it; `take_over` ends that process first), RotError (strict mode).
+        """
+        found = create_store(folder) if create else read_identity(folder)
+        if uuid is not None and UUID(str(uuid)) != found:
+            raise StoreIdentityError(f"{folder} holds store {found}, not {uuid}, which was asked for")
+        with ExitStack() as resources:
+            held = claim(folder, uuid=found, take_over=take_over)
+            resources.callback(held.release)
+            data = _open_log(folder / "data", held=held, config=config, create=create)
+            resources.callback(data.close)
+            control = _open_log(folder / "control", held=held, config=config, create=create)
+            resources.callback(control.close)
+            records = Records(folder, uuid=found)
+            index = _recover(folder, records, config=config, data_end=data.end_lsn, control_end=control.end_lsn)
+            resources.callback(index.close)
+            state = StoreState(data=data, control=control, config=config, index=index, clock=clock)
+            state.leases.orphans = set(state.fold.stages[Stage.OPEN])
+            resources.callback(state.close)
+            owner = cls(state, held=held, records=records, source=source, resources=resources)
+            owner.open_session(Session(role="owner", epoch=held.epoch, wall_time=time.time()))
+            owner._resources = resources.pop_all()
+        return owner
+
+    def close(self) -> None:
+        """Sync, finish the index, and let go of the store. Idempotent."""
+        self._resources.close()
+
+    # ------------------------------------------------------------------------------------------ workers
+
+    def attach(self, producer: str) -> int:
+        return self._dispenser.attach(producer)
+
+    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
+        return self._dispenser.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
+
+    def append(self, episodes: Sequence[Episode]) -> list[Ack]:
+        return self._intake.append(episodes)
+
+    def append_feedback(self, feedback: Feedback) -> int:
+        return self._intake.append_feedback(feedback)
+
+    # ------------------------------------------------------------------------------------------ learners
+
+    def open_session(self, record: ControlRecord) -> int:
+        return self._decider.open_session(record)
+
+    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        return self._decider.append_batch(request)
+
+    def decide(self, record: ControlRecord, session: int) -> int:
+        return self._decider.decide(record, session)
+
+    def read(self, lsns: Sequence[int]) -> list[Episode]:
+        return self._records.read_episodes(lsns)
+
+    def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
+        return self._records.read_decisions(start, self._state.control.writer.durable_lsn, kinds)
+
+    # ------------------------------------------------------------------------------------------ everyone
+
+    def ledger(self) -> Ledger:
+        with self._state.lock:
+            return self._state.fold.ledger()
+
+    def status(self) -> dict[str, object]:
+        """Numbers for metrics and people: queue lengths, how far the logs are, how long syncs take."""
+        state = self._state
+        data, control = state.data.writer, state.control.writer
+        with state.lock:
+            fold = state.fold
+            numbers: dict[str, object] = {
+                "uuid": str(self.uuid),
+                "epoch": self.epoch,
+                **{stage.value: len(leases) for stage, leases in fold.stages.items()},
+                "outstanding": fold.num_outstanding + len(state.reserved),
+                "held": len(state.leases),
+                "doubled": fold.num_doubled,
+                "unresolved": fold.num_unresolved,
+                "served": fold.served,
+                "head": fold.head(fold.branch),
+                "step": fold.last_step(fold.branch),
+            }
+        return {
+            **numbers,
+            "indexed_lsn": state.index.data_lsn,
+            "data_lsn": data.durable_lsn,
+            "control_lsn": control.durable_lsn,
+            "lag_bytes": data.end_lsn - data.durable_lsn,
+            "data": data.stats(),
+            "control": control.stats(),
+        }
+
+
+def _open_log(folder: Path, *, held: Claim, config: RunConfig, create: bool) -> LogWriter:
+    store, is_data = config.store, folder.name == "data"
+    return LogWriter.open(
+        folder,
+        store_uuid=held.uuid,
+        epoch=held.epoch,
+        create=create,
+        segment_bytes=(store.segment_mib if is_data else store.control_segment_mib) << 20,
+        chained=not is_data,
+        commit_bytes=store.commit_bytes,
+        commit_wait_s=store.commit_wait_ms / 1000,
+        reserve_bytes=store.reserve_mib << 20 if is_data else 0,
+        strict=store.strict,
+        still_owner=held.still_owner,
+    )
+
+
+def _recover(folder: Path, records: Records, *, config: RunConfig, data_end: int, control_end: int) -> Indexer:
+    """Fold both logs and bring the index up to them."""
+    index = Index.open(
+        folder / "index",
+        uuid=records.uuid,
+        map_bytes=config.store.index_map_mib << 20,
+        data_end=data_end,
+        control_end=control_end,
+    )
+    indexer = Indexer(index, fold=Fold(), lock=Lock())
+    try:
+        for lsn, record in records.scan_data(0, data_end):
+            indexer.fold.apply(lsn, record)
+            indexer.recall(lsn, record)
+        for lsn, record in records.scan_control(0, control_end):
+            indexer.fold.apply(lsn, record)
+        indexer.start()
+    except BaseException:
+        index.close()
+        raise
+    return indexer

@@ -1,0 +1,57 @@
+"""The way from a caller to the fold: submitted in LSN order, applied in the same order once it is as safe as asked."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from buffers.codec import encode
+from buffers.log.writer import LogWriter
+from contracts.records import Record
+
+Settle = Callable[[list[int] | None], None]  # gets the LSNs, or None where nothing was written
+
+
+def ignore(_: list[int] | None) -> None:
+    """For a submit that leaves nothing behind to tidy up."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    future: Future[list[int]]
+    records: Sequence[Record]
+    settle: Settle
+
+
+class Pipeline:
+    """One log's writer and the appends that are not applied yet. The owner's lock guards every call."""
+
+    def __init__(self, writer: LogWriter, *, apply: Callable[[int, Record], None], durable: bool) -> None:
+        self.writer = writer
+        self._apply, self._durable = apply, durable
+        self._waiting: deque[_Waiting] = deque()
+
+    def submit(
+        self, records: Sequence[Record], *, payloads: Sequence[bytes] | None = None, settle: Settle = ignore
+    ) -> Future[list[int]]:
+        """Queue one atomic append. `settle` is called in `drain`, right after the records were applied."""
+        if payloads is None:
+            payloads = [encode(record) for record in records]
+        frames = [(int(record.KIND), payload) for record, payload in zip(records, payloads, strict=True)]
+        future = self.writer.submit(frames, durable=self._durable)
+        self._waiting.append(_Waiting(future, records, settle))
+        return future
+
+    def drain(self) -> None:
+        """Apply what has become safe, in LSN order."""
+        while self._waiting and self._waiting[0].future.done():
+            entry = self._waiting.popleft()
+            if entry.future.exception() is not None:
+                entry.settle(None)
+                continue
+            lsns = entry.future.result()
+            for lsn, record in zip(lsns, entry.records, strict=True):
+                self._apply(lsn, record)
+            entry.settle(lsns)
