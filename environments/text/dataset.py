@@ -64,7 +64,7 @@ class TextTasks:
         self.name = f"{environment.name}/{environment.dataset}"
         self.version = f"reasoning-gym {package_version()}"
         kind = find_dataset(environment.dataset)
-        self._scorer = kind.create(environment.parameters, seed=0, size=_FEWEST)
+        self.score_answer = kind.create(environment.parameters, seed=0, size=_FEWEST).score_answer  # its own verifier
         draw = _Draw(kind, environment)
         first_seed = seed % (_HELD_OUT_FROM // _SEEDS_PER_RUN) * _SEEDS_PER_RUN
         self.held_out = draw.items(environment.held_out_items, first_seed + _HELD_OUT_FROM)
@@ -92,7 +92,7 @@ class TextTasks:
 
     def is_exact(self, completion: str, item: Item) -> bool:
         """Whether the data set's own verifier says exactly 1: some give more than 1 for a wrong answer, by rounding."""
-        return self._scorer.score_answer(completion, item.entry) == 1.0
+        return self.score_answer(completion, item.entry) == 1.0
 
     def prove_disjoint(self) -> Disjoint:
         """Compare the splits by question and by prompt; raises AssertionError if they share one."""
