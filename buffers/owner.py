@@ -20,6 +20,7 @@ from buffers.fold import Fold, Stage
 from buffers.index import Index
 from buffers.indexing import Indexer
 from buffers.intake import Intake
+from buffers.log.files import write_durably
 from buffers.log.identity import Claim, claim, create_store, read_identity
 from buffers.log.writer import LogWriter
 from buffers.reading import Records
@@ -28,6 +29,8 @@ from configs.schema import RunConfig
 from contracts.errors import StoreIdentityError
 from contracts.protocols import BatchRequest, TaskSource
 from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Kind, Lease, Ledger, Session
+
+BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 
 
 def episode_id(store_uuid: str, lease: int, member: int) -> str:
@@ -60,7 +63,7 @@ class StoreOwner:
         take_over: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> StoreOwner:
-        """Own the store in `folder`. `uuid`: the one that the run's manifest names; `create`: make a new store.
+        """Own the store in `folder`. `uuid`: the one that the run's manifest names; `create`: give it an identity first.
 
         `clock` (s) times leases. Raises StoreIdentityError (missing, or another store), StoreBusyError (a live process
         owns it; `take_over` ends that process first), RotError (strict mode).
@@ -71,10 +74,12 @@ class StoreOwner:
         with ExitStack() as resources:
             held = claim(folder, uuid=found, take_over=take_over)
             resources.callback(held.release)
-            data = _open_log(folder / "data", held=held, config=config, create=create)
+            data = _open_log(folder / "data", held=held, config=config)
             resources.callback(data.close)
-            control = _open_log(folder / "control", held=held, config=config, create=create)
+            control = _open_log(folder / "control", held=held, config=config)
             resources.callback(control.close)
+            if not (folder / BEGUN).exists():
+                write_durably(folder / BEGUN, b"")
             records = Records(folder, uuid=found)
             index = _recover(folder, records, config=config, data_end=data.end_lsn, control_end=control.end_lsn)
             resources.callback(index.close)
@@ -156,13 +161,15 @@ class StoreOwner:
         }
 
 
-def _open_log(folder: Path, *, held: Claim, config: RunConfig, create: bool) -> LogWriter:
+def _open_log(folder: Path, *, held: Claim, config: RunConfig) -> LogWriter:
+    """A log of a store that has begun must be there; before that, one that is not there is made."""
     store, is_data = config.store, folder.name == "data"
+    is_new = not (folder.parent / BEGUN).exists() and not any(folder.glob("*.seg"))
     return LogWriter.open(
         folder,
         store_uuid=held.uuid,
         epoch=held.epoch,
-        create=create,
+        create=is_new,
         segment_bytes=(store.segment_mib if is_data else store.control_segment_mib) << 20,
         chained=not is_data,
         commit_bytes=store.commit_bytes,
