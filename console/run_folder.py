@@ -1,0 +1,133 @@
+"""A run's folder: made whole or not at all, found again by name, and never taken for one if it is something else.
+
+runs/NAME-YYYYmmdd-HHMMSS/ holds config.yaml (resolved), manifest.json, and what the run writes; runs/latest points to
+the newest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from configs.loader import config_hash, dump
+from configs.schema import RunConfig
+from contracts.errors import RunFolderError
+
+FORMAT = 1
+LATEST = "latest"
+
+
+def create(config: RunConfig) -> Path:
+    """A new folder, absolute, with config.yaml and manifest.json in it; `latest` points to it.
+
+    Raises RunFolderError where the root cannot be written.
+    """
+    root = Path(config.root).absolute()
+    now = datetime.now(UTC)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = _free_name(root, f"{config.name}-{now:%Y%m%d-%H%M%S}")
+        draft = root / f".{folder.name}.{os.getpid()}"
+        draft.mkdir()
+        try:
+            (draft / "config.yaml").write_text(dump(config))
+            manifest = {
+                "format": FORMAT,
+                "run": folder.name,
+                "created": now.isoformat(timespec="seconds"),
+                "config_hash": config_hash(config),
+                "store_uuid": None,
+            }
+            (draft / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            draft.rename(folder)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        _point(root / LATEST, folder.name)
+    except OSError as error:
+        raise RunFolderError(
+            f"a run folder under {root}",
+            f"it cannot be written: {error.strerror or error}",
+            "make it writable, or choose another place: --set root=/some/folder",
+        ) from None
+    return folder
+
+
+def discard(folder: Path) -> None:
+    """Take back a folder in which no run ever began; `latest` points to the newest one that is left, if any."""
+    shutil.rmtree(folder)
+    latest = folder.parent / LATEST
+    if latest.is_symlink() and not latest.exists():
+        left = names(folder.parent)
+        if left:
+            _point(latest, left[-1])
+        else:
+            latest.unlink()
+
+
+def resolve(name: str, *, root: Path = Path("runs")) -> Path:
+    """The absolute folder of the run `name`: `latest`, a name under `root`, or a path.
+
+    Raises RunFolderError where there is none, or where it is not one of ours.
+    """
+    for folder in (root / name, Path(name)):
+        if folder.is_dir():
+            resolved = folder.resolve()
+            read_manifest(resolved)
+            return resolved
+    known = names(root)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[-3:]
+    raise RunFolderError(
+        f"the run {name}",
+        f"no folder of that name under {root.absolute()}, and no such path",
+        f"runs there: {', '.join(near)}" if near else "start one: ratchet run configs/quickstart.yaml",
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json. Raises RunFolderError where it is missing, damaged, or of an unknown format."""
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text())
+        version = manifest["format"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise RunFolderError(
+            f"the run {folder}", "it has no readable manifest.json: not a run folder", "name a folder under runs/"
+        ) from None
+    if version != FORMAT:
+        raise RunFolderError(
+            f"the run {folder}",
+            f"its format is {version!r}; this code knows {FORMAT}",
+            "use the version of ratchet that wrote it",
+        )
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def names(root: Path) -> list[str]:
+    """Run folders under `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if not path.is_symlink() and (path / "manifest.json").is_file()]
+    return [path.name for path in sorted(found, key=lambda path: (path / "manifest.json").stat().st_mtime_ns)]
+
+
+def _free_name(root: Path, stem: str) -> Path:
+    """`stem`, or `stem-2`, `stem-3` where runs were started in the same second."""
+    folder, count = root / stem, 1
+    while folder.exists():
+        count += 1
+        folder = root / f"{stem}-{count}"
+    return folder
+
+
+def _point(link: Path, target: str) -> None:
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(link)

@@ -1,0 +1,148 @@
+"""`ratchet status RUN`: how a run stands, from its files alone. Works on a running, a finished and a crashed one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from console.run_folder import resolve
+from contracts.records import Evaluation, Kind, Ledger
+from telemetry.process import is_alive
+
+if TYPE_CHECKING:
+    from buffers.view import StoreView
+
+LIVE_STATES = ("starting", "warm_start", "running", "draining")
+_UPDATE_S = 1.0
+
+
+def status(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    watch: Annotated[bool, typer.Option(help="Again each second until the run ends.")] = False,
+) -> None:
+    """How a run stands: state, step, ledger, held-out accuracy."""
+    folder = resolve(run)
+    view: StoreView | None = None
+    while True:
+        if view is None:
+            view = open_store(folder)
+        else:
+            view.refresh()
+        summary = summarise(folder, view)
+        typer.echo(json.dumps(summary) if as_json else render(summary))
+        if not watch or summary["state"] not in LIVE_STATES:
+            return
+        time.sleep(_UPDATE_S)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What the driver wrote last, with `state` corrected: `crashed` where its process is gone. {} before it wrote."""
+    file = folder / "status.json"
+    if not file.exists():
+        return {}
+    written: dict[str, Any] = json.loads(file.read_text())
+    if written["state"] in LIVE_STATES and not driver_is_alive(written):
+        written["state"] = "crashed"
+    return written
+
+
+def driver_is_alive(written: Mapping[str, Any]) -> bool:
+    """Whether the recorded driver still runs. A driver on another machine is believed."""
+    if written.get("host", socket.gethostname()) != socket.gethostname():
+        return True
+    return is_alive(written["pid"], started=written["start_time"])
+
+
+def open_store(folder: Path) -> StoreView | None:
+    """The run's store to look at; None before it was made."""
+    if not (folder / "store" / "store.json").exists():
+        return None
+    from buffers.view import StoreView
+
+    return StoreView.open(folder / "store")
+
+
+def summarise(folder: Path, view: StoreView | None) -> dict[str, Any]:
+    """The object that `ratchet status --json` prints."""
+    written = read_status(folder)
+    return {
+        "run": folder.name,
+        "state": written.get("state", "created"),
+        "step": written.get("step", 0),
+        "steps": written.get("steps"),
+        "policy_version": written.get("version"),
+        "episodes": written.get("episodes", 0),
+        "completions_per_s": written.get("completions_per_s"),
+        "tokens_per_s": written.get("tokens_per_s"),
+        "staleness": written.get("staleness"),
+        "lag": written.get("lag"),
+        "reward": written.get("reward"),
+        "eta_s": written.get("eta_s"),
+        "updated": written.get("updated"),
+        **_from_store(view),
+        "folder": str(folder),
+    }
+
+
+def held_out(evaluations: list[Evaluation]) -> dict[str, Any] | None:
+    """Scores over the run: `first` is step 0, the end of the warm start. None before the first evaluation."""
+    if not evaluations:
+        return None
+    metric = evaluations[0].metric
+    scores = [evaluation.scores[metric] for evaluation in evaluations]
+    return {
+        "metric": metric,
+        "items": evaluations[0].items,
+        "first": scores[0],
+        "best": max(scores),
+        "last": scores[-1],
+        "first_scores": evaluations[0].scores,
+        "last_scores": evaluations[-1].scores,
+    }
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """A few lines for a person."""
+    lines = [f"{summary['run']}: {summary['state']}, step {summary['step']} of {summary['steps'] or '?'}"]
+    scores = summary["held_out"]
+    if scores:
+        lines.append(
+            f"  {scores['metric']}: {scores['first']:.3f} after the warm start, {scores['last']:.3f} now, "
+            f"{scores['best']:.3f} at best ({scores['items']} items)"
+        )
+    ledger = summary["ledger"]
+    if ledger:
+        ended = ", ".join(f"{count} {name}" for name, count in ledger["ended"].items() if count)
+        lines.append(f"  tasks: {ledger['handed']} handed out = {ended or '0 ended'} + {ledger['in_flight']} in flight")
+        lines.append(f"  ledger: {'balanced' if ledger['balanced'] else 'DOES NOT BALANCE'}")
+    if summary["state"] in ("crashed", "failed", "stopped"):
+        lines.append(f"  go on with: ratchet resume {summary['run']}")
+    return "\n".join(lines)
+
+
+def _from_store(view: StoreView | None) -> dict[str, Any]:
+    if view is None:
+        return {"ledger": None, "held_out": None}
+    records = [record for _, record in view.decisions(kinds=[Kind.EVALUATION])]
+    evaluations = [record for record in records if isinstance(record, Evaluation)]
+    return {"ledger": _plain(view.ledger()), "held_out": held_out(evaluations)}
+
+
+def _plain(ledger: Ledger) -> dict[str, Any]:
+    return {
+        "handed": ledger.handed,
+        "ended": ledger.ended,
+        "in_flight": ledger.in_flight,
+        "ready": ledger.ready,
+        "episodes": ledger.episodes,
+        "episodes_late": ledger.episodes_late,
+        "episodes_trained": ledger.episodes_trained,
+        "balanced": ledger.balanced,
+    }
