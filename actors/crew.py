@@ -12,7 +12,7 @@ import ray
 
 from actors.engine import EngineActor
 from actors.placement import Units, inside, reserve
-from actors.process import on_this_node
+from actors.process import on_this_node, start
 from actors.rollout_worker import RolloutWorkerActor
 from actors.store import StoreActor
 from actors.transport import StoreClient
@@ -38,15 +38,13 @@ class Crew:
         """Raises PlacementError; a process that fails to start shows in `Watch.look`."""
         units = reserve(config)
         where = str(folder)
-        store = StoreActor.options(num_cpus=0, scheduling_strategy=on_this_node()).remote(config, where, uuid)
-        engines = [
-            EngineActor.options(**inside(unit)).remote(config, where, rank) for rank, unit in enumerate(units.engines)
-        ]
+        store = start(StoreActor, config, where, uuid, num_cpus=0, scheduling_strategy=on_this_node())
+        engines = [start(EngineActor, config, where, rank, **inside(unit)) for rank, unit in enumerate(units.engines)]
         workers = [
-            RolloutWorkerActor.options(**cls._seat(units, rank)).remote(config, where, uuid, rank, store, engines)
+            start(RolloutWorkerActor, config, where, uuid, rank, store, engines, **cls._seat(units, rank))
             for rank in range(config.rollout.workers)
         ]
-        update = UpdateWorkerActor.options(**inside(units.update)).remote(config, where, store, engines, workers[0])
+        update = start(UpdateWorkerActor, config, where, store, engines, workers[0], **inside(units.update))
         return cls(
             units,
             {

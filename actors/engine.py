@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.measure import EngineMeter
-from actors.process import Process, actor, group
+from actors.process import Process, group
 from configs.schema import RunConfig
 from contracts.protocols import Completion, Engine, InFlight, Request, WeightSet
 
@@ -26,7 +26,6 @@ def build_engine(model_folder: Path, config: RunConfig) -> Engine:
     return TransformersEngine(model_folder, config.engine, version=-1)
 
 
-@actor
 class EngineActor:
     """contracts.protocols.Engine over Ray calls."""
 

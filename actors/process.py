@@ -29,9 +29,9 @@ ACTOR_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "conc
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def actor(kind: type) -> Any:
-    """A Ray actor class with the options that every actor of a run has."""
-    return ray.remote(**ACTOR_OPTIONS)(kind)
+def start(kind: type, *arguments: Any, **where: Any) -> Any:
+    """The handle of a new actor of the plain class `kind`, at the place that the Ray options `where` name."""
+    return ray.remote(**ACTOR_OPTIONS)(kind).options(**where).remote(*arguments)
 
 
 def group(name: str) -> Callable[[F], F]:

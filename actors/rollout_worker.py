@@ -9,14 +9,13 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-import ray
 from loops.evaluate import evaluate
 
 from actors.measure import RolloutMeter
 from actors.policy import load_codec, start_environment
-from actors.process import Process, actor, group
+from actors.process import Process, group
 from actors.transport import EngineClient, StoreClient
-from buffers.codec import episode_id
+from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
 from loops.rollout import Place, Policy, RolloutSlot
@@ -24,7 +23,6 @@ from loops.rollout import Place, Policy, RolloutSlot
 log = logging.getLogger(__name__)
 
 
-@actor
 class RolloutWorkerActor:
     """Acts through engine `rank mod engines`; every slot is a producer of its own."""
 

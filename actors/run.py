@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from buffers.log.identity import create_store, read_identity
-
 from actors.base_model import BaseModel
 from actors.cluster import joined
 from actors.crew import Crew
 from actors.watch import StatusFile, Watch
+from buffers.owner import StoreOwner
 from configs.schema import RunConfig
+from loops.tasks import task_source
 from telemetry import logs
 
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
+def run(config: RunConfig, *, folder: Path) -> int:
     """Run to the last step; the exit code: 0 finished, 130 stopped by hand (`ratchet resume` goes on).
 
     Raises ActorDiedError when a process died, PlacementError, ClusterError, StoreIdentityError, or what a loop raised.
@@ -31,7 +32,7 @@ def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
     status = StatusFile(folder, config)
     status.write()
     try:
-        uuid = identify(folder, resume=resume)
+        uuid = identify(config, folder)
         model = BaseModel(config, folder)
         with joined(config), interrupts() as stopped:
             log.info("cluster joined")
@@ -57,20 +58,20 @@ def run(config: RunConfig, *, folder: Path, resume: bool) -> int:
         raise
 
 
-def identify(folder: Path, *, resume: bool) -> UUID:
+def identify(config: RunConfig, folder: Path) -> UUID:
     """The store that this run's manifest names; a first start makes it. Raises StoreIdentityError."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    if manifest["store_uuid"] is not None:
-        return UUID(manifest["store_uuid"])
-    # A run that died between the next two lines left a store that nothing was ever written to: it is this run's.
-    made = resume and (folder / "store" / "store.json").exists()
-    uuid = read_identity(folder / "store") if made else create_store(folder / "store")
-    manifest["store_uuid"] = str(uuid)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(manifest, indent=1) + "\n")
-    draft.replace(path)
-    return uuid
+    if manifest["store_uuid"] is None:
+        # A store that no manifest names never acknowledged anything: no process starts before the name is written.
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        owner = StoreOwner.open(folder / "store", config=config, source=task_source(config), create=True)
+        owner.close()
+        manifest["store_uuid"] = str(owner.uuid)
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(manifest, indent=1) + "\n")
+        draft.replace(path)
+    return UUID(manifest["store_uuid"])
 
 
 @contextmanager

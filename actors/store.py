@@ -5,33 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from actors.measure import StoreMeter
-from actors.process import Process, actor, group
+from actors.process import Process, group
 from buffers.owner import StoreOwner
 from configs.schema import RunConfig
 from contracts.protocols import BatchRequest
 from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
-from loops.tasks import PermutedSource
+from loops.tasks import task_source
 
 
-@actor
 class StoreActor:
     """contracts.protocols.Store over Ray calls. Every call may be retried."""
 
     def __init__(self, config: RunConfig, folder: str, uuid: str) -> None:
         self._process = Process("store", config=config, folder=Path(folder))
         self._measure = StoreMeter(self._process.metrics)
-        environment = config.environment
         self._owner = StoreOwner.open(
-            Path(folder) / "store",
-            uuid=UUID(uuid),
-            config=config,
-            source=PermutedSource(
-                f"{environment.name}/{environment.dataset}", num_items=environment.train_items, seed=config.seed
-            ),
-            take_over=True,
+            Path(folder) / "store", uuid=uuid, config=config, source=task_source(config), take_over=True
         )
 
     @group("main")

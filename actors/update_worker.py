@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.measure import UpdateMeter
 from actors.policy import load_codec, warm_start_pairs
-from actors.process import Process, actor, group
+from actors.process import Process, group
 from actors.transport import EngineFleet, StoreClient, wait_for
 from configs.loader import config_hash
 from configs.schema import RunConfig
@@ -25,7 +25,6 @@ EVALUATION_S = 600.0
 log = logging.getLogger(__name__)
 
 
-@actor
 class UpdateWorkerActor:
     """Wires one learner; `serve` is the run's main line."""
 

@@ -1,1 +1,1 @@
-"""The heart: tasks, rollout, update, publish, evaluate, replay as plain state machines, ports injected. No ray, no torch."""
+"""The heart: tasks, rollout, update, publish, replay as plain state machines with injected ports. No ray, no torch."""

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.schema import RunConfig
+
 
 class PermutedSource:
     """Pure TaskSource: the same (name, num_items, seed, position) always names the same item.
@@ -27,6 +29,13 @@ class PermutedSource:
 
     def _permutation(self, round_: int) -> NDArray[np.int64]:
         return np.random.default_rng((self._seed, round_)).permutation(self._num_items)
+
+
+def task_source(config: RunConfig) -> PermutedSource:
+    """The order of a run's training items."""
+    environment = config.environment
+    name = f"{environment.name}/{environment.dataset}"
+    return PermutedSource(name, num_items=environment.train_items, seed=config.seed)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import ray
-from buffers.log.identity import create_store
 from ray.cluster_utils import Cluster
 
 from actors.base_model import main as make_base_model
 from actors.crew import Crew
 from actors.placement import reserve
+from buffers.owner import StoreOwner
 from configs.loader import dump, load
 from configs.schema import RunConfig
 from contracts.errors import PlacementError
+from loops.tasks import task_source
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +55,9 @@ def test_processes_hold_disjoint_gpus(two_nodes: Cluster, tmp_path: Path) -> Non
     config = config_with()
     (tmp_path / "config.yaml").write_text(dump(config))
     make_base_model(tmp_path)
-    crew = Crew.hire(config, folder=tmp_path, uuid=str(create_store(tmp_path / "store")))
+    store = StoreOwner.open(tmp_path / "store", config=config, source=task_source(config), create=True)
+    store.close()
+    crew = Crew.hire(config, folder=tmp_path, uuid=str(store.uuid))
     try:
         assert crew.meet(timeout_s=120)
         cards = {role: card for role, card in crew.cards.items() if role != "store"}

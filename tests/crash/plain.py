@@ -14,11 +14,9 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from buffers.log.identity import create_store
 from numpy.typing import NDArray
 
-from buffers.codec import episode_id
-from buffers.owner import StoreOwner
+from buffers.owner import StoreOwner, episode_id
 from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, Store
 from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
 from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, Session, Span, StopReason
@@ -162,10 +160,9 @@ class PlainRun:
 
     def __init__(self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port) -> None:
         self.folder, self.config = folder, config
+        self.source = PermutedSource("guess", num_items=50, seed=1)
         self.uuid = self._identity()
-        self.owner = StoreOwner.open(
-            folder / "store", uuid=self.uuid, config=config, source=PermutedSource("guess", num_items=50, seed=1)
-        )
+        self.owner = StoreOwner.open(folder / "store", uuid=self.uuid, config=config, source=self.source)
         self.learner, self.engine = NumpyLearner(), NumpyEngine()
         self.acknowledged: list[tuple[str, int]] = []
         store = wrap("store", self.owner)
@@ -211,7 +208,9 @@ class PlainRun:
     def _identity(self) -> UUID:
         named = self.folder / "uuid"
         if not named.exists():
-            named.write_text(str(create_store(self.folder / "store")))
+            owner = StoreOwner.open(self.folder / "store", config=self.config, source=self.source, create=True)
+            owner.close()
+            named.write_text(str(owner.uuid))
         return UUID(named.read_text())
 
     def _evaluate(self, version: int, step: int) -> Evaluation:

@@ -10,7 +10,11 @@ import pytest
 from contracts.records import Batch, Kind, Skip, Version
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
 
-WATCHED = {"store": {"open_session", "attach", "lease", "append", "append_batch", "decide"}, "fleet": {"push"}, "learner": {"save"}}
+WATCHED = {
+    "store": {"open_session", "attach", "lease", "append", "append_batch", "decide"},
+    "fleet": {"push"},
+    "learner": {"save"},
+}
 MOST_POINTS = 400  # a run has about 120; a loop that never ends is a fault
 
 
@@ -95,6 +99,7 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
         if not crashed:
             break
     assert point > 50, "the tripwire did not see the protocol"
+    print(f"{point - 1} crash points")
 
 
 def check_ledger(run: PlainRun, *, heard: list[tuple[str, int]]) -> None:
@@ -129,7 +134,7 @@ def test_the_game_is_learned(tmp_path: Path, mode: str) -> None:
     run.go()
     run.close()
     first, last = NumpyLearner(), run.learner
-    assert last.logits[: 3].mean() - last.logits[3] > first.logits[:3].mean() - first.logits[3]
+    assert last.logits[:3].mean() - last.logits[3] > first.logits[:3].mean() - first.logits[3]
 
 
 def test_batches_name_only_their_own_parents(tmp_path: Path) -> None:
