@@ -63,7 +63,7 @@ class StoreOwner:
         take_over: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> StoreOwner:
-        """Own the store in `folder`. `uuid`: the one that the run's manifest names; `create`: give it an identity first.
+        """Own the store in `folder`. `uuid`: the one that the run's manifest names; `create`: first give it one.
 
         `clock` (s) times leases. Raises StoreIdentityError (missing, or another store), StoreBusyError (a live process
         owns it; `take_over` ends that process first), RotError (strict mode).

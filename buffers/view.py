@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 from uuid import UUID
 
 from buffers.fold import Fold
@@ -34,7 +35,7 @@ class StoreView:
             raise StoreIdentityError(f"{folder} holds store {found}, not {uuid}, which was asked for")
         return cls(Records(folder, uuid=found))
 
-    def __enter__(self) -> StoreView:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,279 @@
+"""Keeps a run at a moment: a folder laid out like a run's own, whose log ends where it ended then.
+
+    runs/RUN/snapshots/NAME/ { config.yaml, manifest.json, store/, checkpoints/, model/, snapshot.json }
+
+Works on a live run from any process, without its owner: logs only grow, so everything below a watermark stays as it is.
+What never changes again is hard-linked, the rest copied. `snapshot.json` names every file with its sha256. The folder
+gets its name last of all, when everything in it is synced: a half-made one is never taken for a snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from buffers.log.files import sync_folder
+from buffers.log.reader import LogReader
+from buffers.view import StoreView
+from contracts.errors import FormatError, RunFolderError, UserError
+from contracts.records import Checkpoint, Kind
+
+FORMAT = 1
+MANIFEST = "snapshot.json"
+_FOLDER = "snapshots"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What `snapshot.json` says."""
+
+    name: str
+    run: str
+    created: str  # UTC, ISO 8601
+    store_uuid: str
+    data_lsn: int  # the logs end here
+    control_lsn: int
+    version: int  # the newest one in the log, -1 before genesis
+    checkpoints: tuple[str, ...]  # folders, relative to the snapshot
+    files: dict[str, str]  # path relative to the snapshot → sha256
+
+    @property
+    def num_files(self) -> int:
+        return len(self.files)
+
+
+def create(run_folder: Path, name: str) -> Path:
+    """Snapshot `run_folder` as `name`; the snapshot's folder.
+
+    Raises UserError on a name that is no plain name, or taken; RunFolderError where there is no run.
+    """
+    _check_name(name)
+    final = run_folder / _FOLDER / name
+    if final.exists():
+        raise UserError(f"a snapshot named {name}", f"{final} is there already", "choose another name")
+    for needed in ("config.yaml", "manifest.json", "store/store.json"):
+        if not (run_folder / needed).is_file():
+            raise RunFolderError(f"a snapshot of {run_folder}", f"it has no {needed}", "name the folder of a run")
+    draft = final.with_name(f".{name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        described = _fill(draft, run_folder, name)
+        (draft / MANIFEST).write_text(json.dumps({"format": FORMAT, **asdict(described)}, indent=1) + "\n")
+        _sync_tree(draft)
+        draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_folder(final.parent)
+    return final
+
+
+def list_all(run_folder: Path) -> list[Snapshot]:
+    """The snapshots of a run, oldest first."""
+    folder = run_folder / _FOLDER
+    paths = [path for path in folder.iterdir() if (path / MANIFEST).is_file()] if folder.is_dir() else []
+    return sorted((read(path) for path in paths if not path.name.startswith(".")), key=lambda one: one.created)
+
+
+def read(path: Path) -> Snapshot:
+    """Its manifest. Raises RunFolderError where `path` is no snapshot, FormatError on an unknown format."""
+    try:
+        described: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        format_ = described.pop("format")
+        if format_ != FORMAT:
+            raise FormatError(f"{path / MANIFEST}: format {format_}; this code reads {FORMAT}")
+        return Snapshot(**{**described, "checkpoints": tuple(described["checkpoints"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"the snapshot {path}", f"{MANIFEST} does not read: {error}", "take a new one") from error
+
+
+def verify(path: Path) -> Snapshot:
+    """Compare every file with the manifest. Raises RunFolderError naming those that are missing, changed, or added."""
+    described = read(path)
+    for member in described.files:
+        _check_member(path, member)
+    found = {member for member in _walk(path) if member != MANIFEST}
+    faults = [f"{member} is missing" for member in sorted(described.files.keys() - found)]
+    faults += [f"{member} is not of the snapshot" for member in sorted(found - described.files.keys())]
+    faults += [
+        f"{member} was changed"
+        for member, digest in sorted(described.files.items())
+        if member in found and _hash(path / member) != digest
+    ]
+    if faults:
+        raise RunFolderError(
+            f"the snapshot {path}", "; ".join(faults[:10]), "restore it from a copy, or take a new one"
+        )
+    return described
+
+
+# ---------------------------------------------------------------------------------------------- filling
+
+
+def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
+    store = run_folder / "store"
+    view = StoreView.open(store)  # its marks: control's was read before data's
+    files = {
+        member: _copy(run_folder / member, draft / member)
+        for member in ("config.yaml", "manifest.json", "store/store.json")
+    }
+    files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
+    files |= _keep_log(store / "data", draft / "store" / "data", end=view.data_lsn, draft=draft)
+    checkpoints = _keep_checkpoints(view, run_folder, draft, files)
+    if (run_folder / "model").is_dir():
+        files |= _link_tree(run_folder, "model", draft)
+    return Snapshot(
+        name=name,
+        run=run_folder.name,
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        store_uuid=str(view.uuid),
+        data_lsn=view.data_lsn,
+        control_lsn=view.control_lsn,
+        version=max(view.fold.versions, default=-1),
+        checkpoints=checkpoints,
+        files=dict(sorted(files.items())),
+    )
+
+
+def _keep_log(source: Path, target: Path, *, end: int, draft: Path) -> dict[str, str]:
+    """The segments of a log up to LSN `end`: whole sealed ones by link, the one that `end` cuts as a copy."""
+    target.mkdir(parents=True)
+    files = {}
+    for segment in LogReader(source).segments():
+        if segment.start_lsn >= end:
+            break
+        kept = target / segment.path.name
+        if segment.sealed and segment.end_lsn <= end:
+            digest = _link(segment.path, kept)
+        else:
+            digest = _copy(segment.path, kept, num_bytes=end - segment.start_lsn)
+        files[kept.relative_to(draft).as_posix()] = digest
+    return files
+
+
+def _keep_checkpoints(view: StoreView, run_folder: Path, draft: Path, files: dict[str, str]) -> tuple[str, ...]:
+    """Link genesis and the newest checkpoint that is whole; their folders.
+
+    A live run forgets old checkpoints, but not its newest: if that one goes while it is linked, a newer one is there,
+    later than this snapshot's log, and the next older one is taken.
+    """
+    records = [record for _, record in view.decisions(kinds=[Kind.CHECKPOINT]) if isinstance(record, Checkpoint)]
+    kept: list[str] = []
+    for record in [*records[:1], *reversed(records[1:])]:
+        _check_member(run_folder, record.folder)
+        try:
+            files |= _link_tree(run_folder, record.folder, draft)
+        except FileNotFoundError:
+            shutil.rmtree(draft / record.folder, ignore_errors=True)
+            continue
+        kept.append(record.folder)
+        if record is not records[0]:
+            break
+    if records and not kept:
+        raise RunFolderError(
+            f"a snapshot of {run_folder}", "none of the checkpoints that its log names is there", "restore one of them"
+        )
+    return tuple(kept)
+
+
+def _link_tree(root: Path, member: str, draft: Path) -> dict[str, str]:
+    """Link every file below `root`/`member` into the draft. Raises FileNotFoundError where it is gone, or goes."""
+    folder = root / member
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    files = {}
+    for inner in list(_walk(folder)):
+        path = f"{member}/{inner}"
+        files[path] = _link(root / path, draft / path)
+    return files
+
+
+def _link(source: Path, target: Path) -> str:
+    """Hard-link a file that never changes again; its sha256. What cannot be linked, and what a link names, is copied."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        return _copy(source, target)
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        return _copy(source, target)
+    return _hash(target)
+
+
+def _copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
+    """Copy a file, or its first bytes; the copy's sha256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with source.open("rb") as reader, target.open("wb") as writer:
+        left = source.stat().st_size if num_bytes is None else num_bytes
+        while left > 0 and (chunk := reader.read(min(left, _CHUNK_BYTES))):
+            writer.write(chunk)
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"a snapshot named {name!r}",
+            "a name has up to 100 letters, digits, dots, dashes and underscores, and starts with a letter or digit",
+            "choose such a name",
+        )
+
+
+def _check_member(root: Path, member: str) -> None:
+    """Raises UserError where a path that a file or record names leads out of `root`, by dots or by links."""
+    path = PurePosixPath(member)
+    plain = not path.is_absolute() and ".." not in path.parts and bool(path.parts) and "\0" not in member
+    if not plain or not (root / path).resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"{member!r} in {root}", "it leads out of the folder", "do not use this folder: it was tampered with"
+        )
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Relative paths of all files below; a link is an entry of its own, not what it points to."""
+    for current, _, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            yield (Path(current) / name).relative_to(folder).as_posix()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for current, _, names in os.walk(folder, topdown=False):
+        for path in _in(current, names):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(current))
+
+
+def _in(folder: str, names: Iterable[str]) -> Iterator[Path]:
+    return (Path(folder) / name for name in names)
