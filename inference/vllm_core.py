@@ -132,14 +132,18 @@ class VllmCore:
         self._cures = cures
         if settings.device == "cpu":
             torch.set_num_threads(settings.threads)
+        set_num_threads = torch.set_num_threads
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # vLLM's own, while it loads
                 self._config = _vllm_config(model_folder, settings, cures=cures)
                 gc.freeze()  # vLLM collects garbage five times while it starts: spare it the imports' objects
                 self._client = InprocClient(self._config, Executor.get_class(self._config), log_stats=False)
+                self._answer_once()
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"vLLM could not load {model_folder}: {error}") from error
+        finally:
+            torch.set_num_threads = set_num_threads  # vLLM replaces it, for the whole process, by one that does nothing
         self._nccl = settings.transport == "nccl"
         self.max_positions: int = self._config.model_config.max_model_len
         self.vocab_size: int = self._config.model_config.get_vocab_size()
@@ -169,6 +173,12 @@ class VllmCore:
                 data_parallel_rank=None,
             )
         )
+
+    def _answer_once(self) -> None:
+        """Ready means it has answered: vLLM finds what it does not support (a head size) at the first token."""
+        self.add("first", token_ids=[0], sampling=Sampling(max_tokens=1), done=0)
+        while not any(news.stop_reason for news in self.step()):
+            continue
 
     def step(self) -> list[Progress]:
         """One token, or the first one after the prompt, for each scheduled sequence."""
