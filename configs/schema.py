@@ -82,7 +82,7 @@ class Learner(Section):
     skip_zero_spread: bool = True
     shuffle_rewards: bool = False  # negative control: rewards are permuted across the groups of a batch
     micro_batch_tokens: int = Field(16_384, ge=1)  # padded tokens in one forward pass
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "bf16"  # bf16: autocast; the weights stay float32
     attention: Literal["eager", "sdpa"] = "eager"
     threads: int = _free(1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"

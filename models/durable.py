@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def publish_file(path: Path, write: Callable[[Path], None]) -> None:
+def publish_file(path: Path, write: Callable[[Path], object]) -> None:
     """`write` fills a temporary file beside `path`; it is synced and renamed over `path`, then the folder is synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

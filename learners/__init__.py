@@ -1,0 +1,1 @@
+"""Update rules: supervised fine-tuning and policy gradients (torch; no ray, no inference engines)."""

@@ -1,0 +1,230 @@
+"""Group-relative policy optimisation (GRPO): one clipped policy-gradient step on whole groups of episodes.
+
+    episodes ─► advantages in each group ─► micro-batches ─► loss, gradient ─► AdamW ─► the next version's weights
+
+The formulas are in learners/losses.py, the packing of rows in learners/packing.py.
+Shapes: M rows (episodes) that are computed, K completion tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import Learner as Settings
+from contracts.errors import FormatError, LearnerError
+from contracts.protocols import StepResult, WeightSet
+from contracts.records import Batch, Episode, FloatArray, IntArray, Scalar
+from learners.checkpoint import load_state, save_state
+from learners.losses import clipped_losses, effective_sample_share, importance_weights, k3, probability_ratios
+from learners.optimizer import Optimizer, learning_rate
+from learners.packing import MicroBatch, Sample, pack
+from learners.policy import PolicyModel
+from learners.rows import Rows, read_rows
+
+LEARNING_RATE = "learning_rate"  # the one coefficient that a batch may bring from outside
+
+
+@dataclass
+class Tally:
+    """What a step's micro-batches add up to."""
+
+    loss: float = 0.0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    importance: list[Tensor] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"forward_s": 0.0, "backward_s": 0.0, "optimizer_s": 0.0})
+
+    def count(self, part: MicroBatch) -> None:
+        self.num_tokens += len(part.targets_K)
+        self.num_padded_tokens += part.num_padded_tokens
+
+    def add(self, name: str, values_K: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(values_K.detach().double().sum())
+
+    def stats(self) -> dict[str, float]:
+        """Means over the tokens that were computed; no means where none were."""
+        stats = {"loss": self.loss, "tokens_computed": float(self.num_tokens), **self.seconds}
+        stats["tokens_padded"] = float(self.num_padded_tokens)
+        if self.num_tokens:
+            stats |= {name: total / self.num_tokens for name, total in self.sums.items()}
+            stats["importance_ess"] = effective_sample_share(torch.cat(self.importance))
+        return stats
+
+
+class GrpoLearner:
+    """contracts.protocols.Learner by GRPO. Single-threaded; owns the process's torch settings.
+
+    The KL term's reference is the weights at `reset`, that is after any warm start; it is part of the state.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings, *, seed: int, temperature: float, max_tokens: int, total_steps: int
+    ) -> None:
+        """The model in `folder`; `temperature` and `max_tokens` are the engine's, `total_steps` ends a cosine schedule.
+
+        `seed` is for what a learner draws by itself; GRPO draws nothing but by its batch's seed, so it only fixes
+        torch's own generator. Raises UserError.
+        """
+        torch.manual_seed(seed)
+        self.model = PolicyModel(
+            folder,
+            attention=settings.attention,
+            precision=settings.precision,
+            device=settings.device,
+            threads=settings.threads,
+        )
+        self._settings, self._temperature = settings, temperature
+        self._max_tokens, self._total_steps = max_tokens, total_steps
+        self._optimizer = Optimizer(
+            self.model.parameters(),
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            gradient_clip=settings.gradient_clip,
+        )
+        self._optimizer.clear()
+        self.reset()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def reset(self) -> None:
+        """Begin anew from the weights as they are now: no moments, no reference, step 0."""
+        self._optimizer.reset()
+        self._reference = self.model.copy() if self._settings.kl_coefficient > 0.0 else None
+        self._last_step = self._num_skipped = 0
+        self.model.changed()
+
+    # ------------------------------------------------------------------------------------------ the step
+
+    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+        """One update. Raises LearnerError, and then nothing has changed.
+
+        A loss or gradient that is not finite changes nothing either, but is no error: the result is `skipped`.
+        """
+        started = time.perf_counter()
+        self._check(batch)
+        rows = read_rows(batch, episodes, settings=self._settings, max_tokens=self._max_tokens)
+        tally = Tally()
+        try:
+            if rows.samples:
+                for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
+                    self._accumulate(part, rows, tally)
+            norm, updated = self._update(batch, tally)
+        except (RuntimeError, IndexError) as error:  # torch: out of memory, a token beyond the vocabulary
+            raise LearnerError(f"step {batch.step} could not be computed: {error}") from error
+        finally:
+            self._optimizer.clear()
+        self._last_step = batch.step
+        self._num_skipped += not updated
+        stats = {**rows.stats, **tally.stats(), "grad_norm": norm, "learning_rate": self._rate(batch)}
+        stats |= {"skipped": float(not updated), "num_skipped": float(self._num_skipped)}
+        result = StepResult(root_hash=self.root_hash(), stats=stats, skipped=not updated)
+        stats["step_s"] = time.perf_counter() - started
+        return result
+
+    def _check(self, batch: Batch) -> None:
+        if batch.step <= self._last_step:
+            raise LearnerError(f"step {batch.step} comes after step {self._last_step}: it would be learned from twice")
+        if unknown := batch.coefficients.keys() - {LEARNING_RATE}:
+            raise LearnerError(f"step {batch.step}: coefficients {sorted(unknown)} mean nothing to GRPO")
+
+    def _accumulate(self, part: MicroBatch, rows: Rows, tally: Tally) -> None:
+        """Add one micro-batch's gradient. Every token already counts its share of the batch, so they simply add up."""
+        settings, device = self._settings, self.model.device
+        began = time.perf_counter()
+        log_probs_K = self.model.log_probs(part, temperature=self._temperature)
+        advantages_K = torch.from_numpy(rows.advantages_M[part.owners_K]).float().to(device)
+        weights_K = torch.from_numpy(rows.token_weights_M[part.owners_K]).float().to(device)
+        behaviour_K = torch.from_numpy(np.concatenate([rows.behaviours[place] for place in part.samples])).to(device)
+        start_K = log_probs_K.detach()
+        importance_K = importance_weights(start_K, behaviour_K, cap=settings.importance_cap)
+        ratios_K = probability_ratios(log_probs_K, start_K, importance_K)
+        low, high, dual = settings.clip_low, settings.clip_high, settings.dual_clip
+        losses_K = clipped_losses(ratios_K, advantages_K, clip_low=low, clip_high=high, dual_clip=dual)
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_K = self._reference.log_probs(part, temperature=self._temperature)
+            divergences_K = k3(log_probs_K, reference_K)
+            tally.add("kl_reference", divergences_K)
+            losses_K = losses_K + settings.kl_coefficient * divergences_K
+        loss = (losses_K * weights_K).sum()
+        forward = time.perf_counter()
+        loss.backward()  # type: ignore[no-untyped-call]
+        tally.seconds["forward_s"] += forward - began
+        tally.seconds["backward_s"] += time.perf_counter() - forward
+        tally.loss += float(loss.detach())
+        tally.importance.append(importance_K)
+        tally.count(part)
+        tally.add("ratio_mean", ratios_K)
+        tally.add("clip_fraction_low", (advantages_K < 0) & (ratios_K < 1.0 - low))
+        tally.add("clip_fraction_high", (advantages_K > 0) & (ratios_K > 1.0 + high))
+        if dual is not None:
+            tally.add("clip_fraction_dual", (advantages_K < 0) & (ratios_K > dual))
+        tally.add("kl", k3(behaviour_K, start_K))
+        tally.add("log_prob_gap", (start_K - behaviour_K).abs())
+        tally.add("entropy", -start_K)
+
+    def _update(self, batch: Batch, tally: Tally) -> tuple[float, bool]:
+        if not math.isfinite(tally.loss):
+            return math.nan, False
+        began = time.perf_counter()
+        norm, updated = self._optimizer.step(rate=self._rate(batch))
+        if updated:
+            self.model.changed()
+        tally.seconds["optimizer_s"] = time.perf_counter() - began
+        return norm, updated
+
+    def _rate(self, batch: Batch) -> float:
+        settings = self._settings
+        scheduled = learning_rate(
+            batch.step,
+            base=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            schedule=settings.schedule,
+            total_steps=self._total_steps,
+        )
+        return batch.coefficients.get(LEARNING_RATE, scheduled)
+
+    # ------------------------------------------------------------------------------------------ the state
+
+    def root_hash(self) -> str:
+        return self.model.root_hash()
+
+    def weights(self, version: int) -> WeightSet:
+        """A copy, float32: the learner's own precision, whatever engines make of it."""
+        return self.model.weights(version)
+
+    def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
+        """Log-probs of each (prompt_ids, completion_ids)'s completion tokens at the engine's temperature."""
+        samples = [Sample(prompt_ids=prompt, completion_ids=completion) for prompt, completion in completions]
+        return self.model.score(samples, max_tokens=self._settings.micro_batch_tokens, temperature=self._temperature)
+
+    def save(self, folder: str) -> str:
+        parts: dict[str, Mapping[str, Tensor]] = {"weights": self.model.tensors()}
+        parts["optimizer"] = self._optimizer.tensors()
+        if self._reference is not None:
+            parts["reference"] = self._reference.tensors()
+        return save_state(Path(folder), parts, {"last_step": self._last_step, "num_skipped": self._num_skipped})
+
+    def load(self, folder: str, state_hash: str) -> None:
+        parts, numbers = load_state(Path(folder), state_hash)
+        if ("reference" in parts) != (self._reference is not None):
+            raise FormatError(f"the state in {folder} was made with another learner.kl_coefficient: it is 0 in one")
+        self.model.restore(parts["weights"])
+        self._optimizer.restore(parts["optimizer"])
+        if self._reference is not None:
+            self._reference.restore(parts["reference"])
+        self._last_step, self._num_skipped = numbers["last_step"], numbers["num_skipped"]
+
+    def fingerprint(self) -> Mapping[str, Scalar]:
+        return self.model.fingerprint()
