@@ -82,7 +82,7 @@ class Group:
     disposition: Disposition | None = None
     closed_at: int | None = None  # data LSN from which on its episodes are late
     num_late: int = 0
-    data_lsn: int = 0  # newest record of each log that touched it
+    data_lsn: int = 0  # newest record of each log that changed what it holds or how it ended
     control_lsn: int = -1
 
     @property
@@ -261,7 +261,7 @@ class Fold:
                         if member.reward is None:
                             member.ready_lsn = lsn
                         member.reward, member.reward_lsn = feedback.reward, lsn
-                        self._place(group, data_lsn=lsn)
+                        self._place(group)
                         return
 
     def _remember(self, episode: Episode, lsn: int) -> None:

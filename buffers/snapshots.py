@@ -200,7 +200,7 @@ def _link_tree(root: Path, member: str, draft: Path) -> dict[str, str]:
 
 
 def _link(source: Path, target: Path) -> str:
-    """Hard-link a file that never changes again; its sha256. What cannot be linked, and what a link names, is copied."""
+    """Hard-link a file that never changes again, or copy what cannot be linked; its sha256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
         return _copy(source, target)
