@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from buffers.view import StoreView
-from loops.evaluate import evaluate
-
 from actors.engine import build_engine
+from actors.learning import build_learner
 from actors.policy import TokenizerCodec, start_environment
+from buffers.view import StoreView
 from configs.loader import load
-from configs.schema import RunConfig
 from contracts.errors import RunFolderError
 from contracts.protocols import InFlight, Learner
 from contracts.records import Evaluation, Served, Version
 from loops import replay as replaying
+from loops.evaluate import evaluate
 from loops.replay import ReplayedStep
 from loops.rollout import Policy
 
@@ -68,10 +67,3 @@ def newest_served(view: StoreView, folder: Path) -> int:
             f"a version of {folder.name}", "none was served yet", f"go on with `ratchet resume {folder.name}`"
         )
     return served[-1]
-
-
-def build_learner(folder: Path, config: RunConfig) -> Learner:
-    """The configured learner on the run's base weights, with the threads that the configuration fixes."""
-    from learners.grpo import GrpoLearner
-
-    return GrpoLearner(folder / "model", config.learner, seed=config.seed, temperature=config.engine.temperature)

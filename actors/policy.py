@@ -8,7 +8,24 @@ import numpy as np
 
 from configs.schema import RunConfig
 from contracts.records import IntArray
+from environments.host import EnvironmentHost
 from models.tokenizer import decode, encode_completion, encode_prompt, load_tokenizer
+
+
+def start_environment(config: RunConfig) -> EnvironmentHost:
+    """The environment's child process; it makes its items while others load."""
+    return EnvironmentHost(config.environment, seed=config.seed)
+
+
+def warm_start_pairs(config: RunConfig, codec: TokenizerCodec) -> list[tuple[IntArray, IntArray]]:
+    """(prompt ids, completion ids) of all training items that supervised fine-tuning may show."""
+    indices = range(config.environment.train_items)
+    with start_environment(config) as environment:
+        prompts, targets = environment.prompts("train", indices), environment.targets("train", indices)
+    return [
+        (codec.encode_prompt(prompt.text), codec.encode_completion(target))
+        for prompt, target in zip(prompts, targets, strict=True)
+    ]
 
 
 class TokenizerCodec:

@@ -9,15 +9,14 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-from loops.evaluate import evaluate
-
 from actors.measure import RolloutMeter
-from actors.policy import load_codec, start_environment
+from actors.policy import TokenizerCodec, start_environment
 from actors.process import Process, group
 from actors.transport import EngineClient, StoreClient
 from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
+from loops.evaluate import evaluate
 from loops.rollout import Place, Policy, RolloutSlot
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class RolloutWorkerActor:
         self._store = StoreClient(store)
         self._environment = start_environment(config)
         engine = EngineClient(engines[rank % len(engines)])
-        self._policy = Policy(engine=engine, codec=load_codec(Path(folder) / "model", config))
+        self._policy = Policy(engine=engine, codec=TokenizerCodec(Path(folder) / "model", config))
         log.info("environment ready")
         self._ears = AckLog(config.rollout.ack_log)
         self._failure: BaseException | None = None
@@ -87,7 +86,7 @@ class RolloutWorkerActor:
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
-        return {"environment": self._environment.stats()}
+        return {"environment": self._environment.counts}
 
     @group("control")
     def stop(self) -> None:

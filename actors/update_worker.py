@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from actors.measure import UpdateMeter
-from actors.policy import load_codec, warm_start_pairs
 from actors.process import Process, group
 from actors.transport import EngineFleet, StoreClient, wait_for
-from configs.loader import config_hash
 from configs.schema import RunConfig
-from contracts.protocols import InFlight, WeightSet
-from contracts.records import Evaluation, Guard, Served, Session
+from contracts.protocols import WeightSet
+from contracts.records import Evaluation, Guard, Served
 from loops.publish import Publisher
 from loops.update import Progress, UpdateLoop, UpdatePorts
 from telemetry.logs import JsonLines
@@ -41,62 +39,24 @@ class UpdateWorkerActor:
     @group("main")
     def serve(self) -> int:
         """Recover, then learn until the steps are done or `stop`. Returns the step it stands at."""
-        from learners.grpo import GrpoLearner
+        from actors import learning  # torch is loaded here, after OMP_NUM_THREADS was set
 
-        from inference.parity import probe_requests
-        from models.registry import save_version
-
-        config, model_folder = self._config, self._folder / "model"
-        learner = GrpoLearner(model_folder, config.learner, seed=config.seed, temperature=config.engine.temperature)
-        codec = load_codec(model_folder, config)
-        publisher = MeasuredPublisher(
-            Publisher(
-                EngineFleet(self._engines, timeout_s=config.engine.timeout_s),
-                score=learner.score,
-                probes=probe_requests(learner.vocab_size, seed=config.seed),
-                parity_gap=config.engine.parity_gap,
-                in_flight=InFlight(config.engine.in_flight),
-                patience=config.max_staleness,
-            ),
-            self._meter,
-        )
-
-        def prepare() -> Mapping[str, float]:
-            self._progress = Progress(step=0, version=-1, phase="warm_start")
-            if config.warm_start.steps == 0:
-                return {}
-            from learners.supervised import warm_start
-
-            start = time.monotonic()
-            pairs = warm_start_pairs(config, codec)
-            stats = warm_start(
-                learner.model, pairs, settings=config.warm_start, seed=config.seed, on_progress=self._on_warm_start
-            )
-            learner.reset()  # weights changed under it: a fresh optimizer, a fresh hash
-            return {**stats, "seconds": time.monotonic() - start}
-
-        def save(weights: WeightSet) -> None:
-            save_version(self._folder / "versions", weights)
-
+        config, folder = self._config, self._folder
+        learner = learning.build_learner(folder, config)
+        log.info("learner ready")
+        fleet = EngineFleet(self._engines, timeout_s=config.engine.timeout_s)
         ports = UpdatePorts(
             store=StoreClient(self._store),
             learner=learner,
-            publisher=publisher,
-            prepare=prepare,
-            save_version=save,
+            publisher=MeasuredPublisher(learning.build_publisher(learner, fleet, config=config), self._meter),
+            prepare=lambda: learning.prepare(learner, config=config, folder=folder, on_progress=self._on_warm_start),
+            save_version=learning.saver(folder / "versions"),
             prune=self._prune,
             evaluate=self._evaluate,
             on_step=self._on_step,
         )
-        session = Session(
-            role="learner",
-            epoch=0,
-            config_hash=config_hash(config),
-            base_weights=learner.root_hash(),
-            fingerprint=dict(learner.fingerprint()),
-            wall_time=time.time(),
-        )
-        loop = UpdateLoop(ports, config=config, folder=self._folder, session=session)
+        session = learning.describe_session(learner, config)
+        loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         loop.recover()
         loop.run(self._process.stop)
         return loop.step

@@ -54,7 +54,7 @@ class UpdatePorts:
     learner: Learner
     publisher: Publish
     prepare: Callable[[], Mapping[str, float]]  # base weights to genesis weights: the warm start, or nothing
-    save_version: Callable[[WeightSet], None]  # durable when it returns
+    save_version: Callable[[WeightSet], object]  # durable when it returns
     prune: Callable[[], None]  # forget files of versions and checkpoints that no recovery needs
     evaluate: Callable[[int, int], Evaluation]  # (version, step): scores of the version that is served now
     on_step: Callable[[Progress], None] = lambda progress: None

@@ -1,0 +1,56 @@
+"""Held-out accuracy of the version that acts: every item sampled and answered greedily, judged, and summed up."""
+
+from __future__ import annotations
+
+import time
+
+from configs.schema import RunConfig
+from contracts.protocols import Request, Sampling, Verdict
+from contracts.records import Evaluation, IntArray, StopReason
+from evaluation.heldout import METRIC, Trial, plan, score
+from loops.rollout import Policy, TextEnvironment
+from loops.tasks import derive_seed
+
+SPLIT = "held_out"
+
+
+def evaluate(policy: Policy, *, environment: TextEnvironment, config: RunConfig, version: int, step: int) -> Evaluation:
+    """Scores on all held-out items. Nothing of it is stored as experience, so nothing of it can be trained on.
+
+    The samples' seeds hang on the run's seed, item and sample alone: two versions answer under the same draws.
+    """
+    items, samples = config.environment.held_out_items, config.evaluate.samples
+    trials = plan(num_items=items, samples=samples)
+    prompts = environment.prompts(SPLIT, range(items))
+    prompt_ids = [policy.codec.encode_prompt(prompt.text) for prompt in prompts]
+    requests = [_request(trial, prompt_ids[trial.index], policy=policy, config=config, step=step) for trial in trials]
+    completions = policy.engine.generate(requests, timeout_s=config.engine.timeout_s)
+    verdicts = [Verdict(reward=None, parts={}, stop_reason=StopReason.ENGINE_ERROR)] * len(trials)
+    answered = [i for i, one in enumerate(completions) if one.stop_reason is not StopReason.ENGINE_ERROR]
+    texts = [(SPLIT, trials[i].index, policy.codec.decode(completions[i].token_ids)) for i in answered]
+    for i, verdict in zip(answered, environment.score(texts), strict=True):
+        verdicts[i] = verdict
+    return Evaluation(
+        version=version,
+        step=step,
+        metric=METRIC,
+        scores=score(trials, verdicts),
+        items=items,
+        samples=samples,
+        wall_time=time.time(),
+    )
+
+
+def _request(trial: Trial, prompt_ids: IntArray, *, policy: Policy, config: RunConfig, step: int) -> Request:
+    sample = "greedy" if trial.sample is None else str(trial.sample)
+    seeded = config.engine.backend == "transformers"  # as in loops/rollout.py
+    return Request(
+        request_id=f"held-out:{step}:{trial.index}:{sample}",
+        prompt_ids=prompt_ids,
+        sampling=Sampling(
+            max_tokens=config.engine.max_tokens,
+            temperature=trial.temperature,
+            stop_token_ids=policy.codec.stop_token_ids,
+            seed=derive_seed(config.seed, SPLIT, trial.index, sample) if seeded else None,
+        ),
+    )
