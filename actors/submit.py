@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.cluster import prepare_environment
 from configs.loader import dump
 from configs.schema import RunConfig
 from contracts.errors import ClusterError
@@ -147,7 +146,6 @@ def _normalise(address: str) -> str:
 
 def _connect(address: str) -> Any:
     """A client that sends our token where there is one."""
-    prepare_environment()
     if not find_token():
         os.environ["RAY_AUTH_MODE"] = "disabled"  # check_cluster saw that this cluster asks for none
     from ray.job_submission import JobSubmissionClient

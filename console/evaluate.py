@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -12,16 +13,17 @@ from console.run_folder import resolve
 
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN")],
-    version: Annotated[int | None, typer.Option(metavar="V", help="Default: the newest version.")] = None,
+    version: Annotated[int | None, typer.Option(metavar="V", help="Default: the newest one served.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Score a version on the held-out items."""
+    """Score a version on the held-out items, on an engine of its own."""
     folder = resolve(run)
-    from actors.run import evaluate as score
+    from actors.offline import evaluate_version
 
-    scores = score(folder, version)
+    evaluation = evaluate_version(folder, version)
     if as_json:
-        typer.echo(json.dumps(scores))
-    else:
-        for name, value in scores.items():
-            typer.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        typer.echo(json.dumps(asdict(evaluation)))
+        return
+    typer.echo(f"version {evaluation.version}, {evaluation.items} items, {evaluation.samples} samples each")
+    for name, value in evaluation.scores.items():
+        typer.echo(f"  {name}: {value:.4f}")

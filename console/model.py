@@ -46,16 +46,21 @@ def init(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN")],
-    version: Annotated[int, typer.Option(metavar="V", help="A version whose weights the run folder still has.")],
+    version: Annotated[int, typer.Option(metavar="V", help="Any version in the log.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that does not exist or is empty.")],
 ) -> None:
     """A version as a Hugging Face folder with tokenizer and model card."""
     folder = resolve(run)
     from buffers.view import StoreView
     from models.export import ModelCard, export_model
-    from models.registry import load_version
+    from models.registry import list_versions, load_version
 
-    weights = load_version(folder / "versions", version)
+    if version in list_versions(folder / "versions"):
+        weights = load_version(folder / "versions", version)
+    else:  # its file was pruned: the log still knows how it was made
+        from actors.offline import rebuild_version
+
+        weights = rebuild_version(folder, version)[0].weights(version)
     view = StoreView.open(folder / "store")
     records = [record for _, record in view.decisions()]
     scores = [one.scores for one in records if isinstance(one, Evaluation) and one.version == version]

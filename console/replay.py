@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from configs.loader import load
 from console.run_folder import resolve
 from contracts.errors import ReplayMismatchError
-from contracts.records import Kind, Scalar, Session
+from contracts.records import Kind, Session
 
 if TYPE_CHECKING:
-    from buffers.view import StoreView
     from loops.replay import ReplayedStep
 
 
@@ -27,19 +23,9 @@ def replay(
 ) -> None:
     """Compute a run's steps again, without generating anything, and compare the weights' hashes."""
     folder = resolve(run)
-    config = load(folder / "config.yaml")
-    os.environ["OMP_NUM_THREADS"] = str(config.learner.threads)  # as in the update worker, before torch is loaded
-    from learners.grpo import GrpoLearner
+    from actors.offline import replay_run
 
-    from buffers.view import StoreView
-    from loops.replay import replay as fold
-
-    learner = GrpoLearner(folder / "model", config.learner, seed=config.seed, temperature=config.engine.temperature)
-    view = StoreView.open(folder / "store")
-    for name, (was, here) in _differences(_recorded(view), learner.fingerprint()).items():
-        typer.echo(f"warning: {name} was {was} and is {here}: other bits are to be expected", err=True)
-    show = _ignore if as_json else _show
-    steps = fold(view, folder=folder, learner=learner, until=until, on_step=show)
+    steps = replay_run(folder, until=until, on_step=_ignore if as_json else _show)
     unequal = [step for step in steps if not step.equal]
     if as_json:
         typer.echo(json.dumps(_report(folder, steps)))
@@ -49,19 +35,22 @@ def replay(
         first = unequal[0]
         raise ReplayMismatchError(
             f"{len(unequal)} of {len(steps)} steps differ, the first is step {first.step}: "
-            f"logged {first.logged[:16]}, computed {first.computed[:16]}"
+            f"logged {first.logged[:16]}, computed {first.computed[:16]}{_reason(folder)}"
         )
 
 
-def _recorded(view: StoreView) -> Mapping[str, Scalar]:
-    """The fingerprint of the learner's newest session; {} if it never opened one."""
-    sessions = [one for _, one in view.decisions(kinds=[Kind.SESSION]) if isinstance(one, Session)]
-    prints = [session.fingerprint for session in sessions if session.role == "learner"]
-    return prints[-1] if prints else {}
+def _reason(folder: Path) -> str:
+    """What the bits depend on and is another here than it was in the learner's newest session."""
+    from actors.learning import build_learner
+    from buffers.view import StoreView
+    from configs.loader import load
 
-
-def _differences(was: Mapping[str, Scalar], here: Mapping[str, Scalar]) -> dict[str, tuple[Scalar, Scalar]]:
-    return {name: (was.get(name), here.get(name)) for name in was if was.get(name) != here.get(name)}
+    decisions = StoreView.open(folder / "store").decisions(kinds=[Kind.SESSION])
+    sessions = [one for _, one in decisions if isinstance(one, Session) and one.role == "learner"]
+    was = sessions[-1].fingerprint
+    here = build_learner(folder, load(folder / "config.yaml")).fingerprint()
+    changed = [f"{name} was {was[name]} and is {here.get(name)}" for name in was if was[name] != here.get(name)]
+    return "; to be expected, since " + ", ".join(changed) if changed else "; the fingerprint is the same"
 
 
 def _report(folder: Path, steps: list[ReplayedStep]) -> dict[str, object]:

@@ -36,7 +36,7 @@ def run(
     preflight.check(resolved)
     folder = create(resolved)
     try:
-        code = _drive(resolved, folder, resume=False, as_json=as_json)
+        code = _drive(resolved, folder, as_json=as_json)
     except UserError:
         if read_status(folder).get("phase", "starting") == "starting":  # nothing was handed out or learned
             discard(folder)
@@ -58,7 +58,7 @@ def resume(
         draft = folder / ".config.yaml"
         draft.write_text(dump(new))
         draft.replace(folder / "config.yaml")
-    raise typer.Exit(_drive(new, folder, resume=True, as_json=as_json))
+    raise typer.Exit(_drive(new, folder, as_json=as_json))
 
 
 def stop(
@@ -92,7 +92,7 @@ def stop(
     typer.echo(f"{folder.name} is {read_status(folder)['state']}; go on with: ratchet resume {folder.name}")
 
 
-def _drive(config: RunConfig, folder: Path, *, resume: bool, as_json: bool) -> int:
+def _drive(config: RunConfig, folder: Path, *, as_json: bool) -> int:
     from actors.run import run as drive
 
     print(f"run folder: {folder}", file=sys.stderr, flush=True)

@@ -35,8 +35,9 @@ def draw_chart(lines: Sequence[Line], *, title: str, note: str, low: float | Non
     y_ticks = _ticks(bottom, max(ys), 4)
     x_ticks = [tick for tick in _ticks(min(xs), max(xs), 5) if min(xs) <= tick <= max(xs)]
     frame = _Frame(min(xs), max(xs), y_ticks[0], y_ticks[-1])
-    body = [_grid(frame, x_ticks, y_ticks), *(_draw(line, frame) for line in shown)]
     named = [line for line in shown if line.role != "faint"]
+    lowest = min(named, key=lambda line: line.points[-1][1]) if len(named) > 1 else None
+    body = [_grid(frame, x_ticks, y_ticks), *(_draw(line, frame, below=line is lowest) for line in shown)]
     keys = "".join(f'<span class="key {line.role}">{escape(line.name)}</span>' for line in named if len(named) > 1)
     return (
         f'<figure><figcaption><b>{escape(title)}</b>{keys}<span class="note">{escape(note)}</span></figcaption>'
@@ -72,7 +73,8 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.y_low) / span * (HEIGHT - TOP - BOTTOM)
 
 
-def _draw(line: Line, frame: _Frame) -> str:
+def _draw(line: Line, frame: _Frame, *, below: bool) -> str:
+    """The line, its dots, and its last value: above it, or `below` so that two lines' values do not meet."""
     points = _thin(line.points)
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     drawn = f'<polyline class="{line.role}" points="{path}"/>'
@@ -84,7 +86,7 @@ def _draw(line: Line, frame: _Frame) -> str:
         )
     if line.role != "faint":
         x, y = points[-1]
-        anchor = f'x="{frame.x(x) - 6:.1f}" y="{max(frame.y(y) - 8, 10):.1f}"'
+        anchor = f'x="{frame.x(x) - 6:.1f}" y="{frame.y(y) + 18 if below else max(frame.y(y) - 8, 10):.1f}"'
         drawn += f'<text class="value {line.role}" {anchor}>{_label(y)}</text>'
     return drawn
 
@@ -95,6 +97,7 @@ def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> 
         f'<text class="y" x="{LEFT - 8}" y="{frame.y(tick) + 4:.1f}">{_label(tick)}</text>'
         for tick in y_ticks
     ]
+    drawn.append(f'<text class="y" x="{LEFT - 8}" y="{HEIGHT - 10}">step</text>')
     drawn += [f'<text class="x" x="{frame.x(tick):.1f}" y="{HEIGHT - 10}">{_label(tick)}</text>' for tick in x_ticks]
     return "".join(drawn)
 

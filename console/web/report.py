@@ -177,13 +177,14 @@ def _ledger(ledger: Ledger) -> str:
         if count
     )
     rows = "".join(
-        f"<tr><td>{escape(_words(name))}</td><td class=number>{count:,}</td>"
-        f"<td class=number>{count / max(ledger.handed, 1):.1%}</td></tr>"
+        f'<tr><td><i class="swatch {tone.get(name, "loss")}"></i>{escape(_words(name))}</td>'
+        f"<td class=number>{count:,}</td><td class=number>{_share(count, ledger.handed)}</td></tr>"
         for name, count in shares
     )
     verdict = "the sums balance" if ledger.balanced else "<b class=down>the sums do not balance</b>"
     return (
-        f'<div class="bar">{bar}</div><table><tr><th>how it ended<th class=number>tasks<th class=number>share</tr>'
+        f'<div class="bar">{bar}</div><table class="narrow">'
+        "<tr><th>how it ended<th class=number>tasks<th class=number>share</tr>"
         f"{rows}<tr><td><b>handed out</b><td class=number><b>{ledger.handed:,}</b>"
         f"<td class=number>{verdict}</tr></table>"
     )
@@ -269,6 +270,11 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _share(count: int, whole: int) -> str:
+    share = count / max(whole, 1)
+    return "< 0.1 %" if 0 < share < 0.001 else f"{share:.1%}".replace("%", " %")
 
 
 def _words(name: str) -> str:
