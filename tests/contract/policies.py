@@ -34,7 +34,7 @@ def make_policy(folder: Path, *, tied: bool = False, seed: int = 0, shape: Model
     with torch.no_grad():
         for name, tensor in reference.tensors().items():
             if tensor.ndim == 2:
-                tensor.mul_(2 if "embed" in name else 4)
+                tensor.mul_(12 if "embed" in name or "head" in name else 4)
     reference.model.save_pretrained(folder)
     return reference
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import pytest
 
 from configs.schema import Engine as EngineSettings
@@ -115,14 +116,23 @@ def test_a_pause_aborts_what_is_in_flight_by_default(tmp_path: Path, cured: bool
         assert len(engine.generate(requests(2), timeout_s=60)) == 2
 
 
-def test_without_its_own_process_vllm_has_no_loop_of_its_own(tmp_path: Path) -> None:
-    """vLLM's asynchronous engine refuses to start in-process; ours serves many callers from one thread."""
+def test_in_this_process_vllm_has_no_loop_so_ours_serves_all_callers(tmp_path: Path) -> None:
+    """vLLM refuses to run its asynchronous engine in-process. A process of its own could outlive a killed actor."""
     make_policy(tmp_path)
+    children = psutil.Process().children()
     with started(tmp_path) as engine:
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.core_client import EngineCoreClient
+        from vllm.v1.executor import Executor
 
         with pytest.raises(NotImplementedError):
-            AsyncLLM.from_vllm_config(engine._core._config)
+            EngineCoreClient.make_client(
+                multiprocess_mode=False,
+                asyncio_mode=True,
+                vllm_config=engine._core._config,
+                executor_class=Executor,
+                log_stats=False,
+            )
+        assert psutil.Process().children() == children
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda i: engine.generate(requests(4, seed=i), timeout_s=60), range(8)))
     assert [[one.request_id for one in answer] for answer in answers] == [
