@@ -1,4 +1,4 @@
-"""Every key that a run file may have, with its unit and default. Unknown keys are errors (configs/loader.py names the nearest).
+"""Every key that a run file may have, with its unit and default. For an unknown one the loader names the nearest.
 
 Keys marked `resumable` may differ when a run is resumed; a change of any other is refused.
 """
@@ -36,7 +36,7 @@ class Model(Section):
     path: str | None = None  # a local Hugging Face folder; None: made from `init`
     init: ModelInit = ModelInit()
     chat_template: bool = True  # used where the tokenizer has one
-    truncation: Literal["left", "refuse"] = "left"  # prompts over engine.max_prompt_tokens: keep the end, or end the episode
+    truncation: Literal["left", "refuse"] = "left"  # prompts over engine.max_prompt_tokens: keep the end, or fail
 
 
 class Environment(Section):
@@ -175,5 +175,6 @@ class RunConfig(Section):
         if self.mode == "sync" and self.max_staleness != 0:
             raise ValueError("mode sync has no staleness: set max_staleness to 0")
         if self.model.path is None and self.model.init.width % self.model.init.heads:
-            raise ValueError(f"model.init.width {self.model.init.width} is no multiple of heads {self.model.init.heads}")
+            init = self.model.init
+            raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
         return self

@@ -82,7 +82,7 @@ class Disposition(str, Enum):
 class Task:
     """One prompt handed out to be tried `group_size` times. The LSN of this record is the lease.
 
-    Example: Task(task_id="spell_backward:7:1041", position=12, index=1041, group_size=8, producer="rollout-0", branch=0)
+    Example: Task(task_id="spell_backward:7:1041", position=12, index=1041, group_size=8, producer="rollout-0", ...)
     """
 
     KIND: ClassVar[Kind] = Kind.TASK
@@ -109,7 +109,8 @@ class Lease:
 class Step:
     """One exchange: what the policy was shown since its last action, and what it answered.
 
-    observation: token ids int32 [P] (text) or float32 [D] (vectors). action: token ids int32 [C], or float32 / int32 [A].
+    observation: token ids int32 [P] (text) or float32 [D] (vectors).
+    action: token ids int32 [C], or float32 / int32 [A].
     log_probs: float32 [C], of the distribution that was sampled from (after temperature and top-p).
     """
 

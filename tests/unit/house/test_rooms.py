@@ -78,7 +78,7 @@ def test_heavy_libraries_stay_in_their_room(module: str, room: str) -> None:
 
 
 def test_vllm_is_imported_in_one_file() -> None:
-    assert len(importers("vllm")) <= 1
+    assert len({file for file in importers("vllm") if not file.startswith("tests/")}) <= 1
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
