@@ -161,6 +161,6 @@ def test_what_cannot_be_kept_is_refused() -> None:
         encode(dataclasses.replace(task, position=2**70))
     episode = SAMPLES[Kind.EPISODE]
     assert isinstance(episode, Episode)
-    complex_step = dataclasses.replace(episode.steps[0], action=episode.steps[0].action.astype(np.complex64))
+    action: Any = np.array([1j, 0j], dtype=np.complex64)
     with pytest.raises(StoreError, match="Episode cannot be kept: array of complex64"):
-        encode(dataclasses.replace(episode, steps=(complex_step,)))
+        encode(dataclasses.replace(episode, steps=(dataclasses.replace(episode.steps[0], action=action),)))
