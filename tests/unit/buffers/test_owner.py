@@ -1,0 +1,400 @@
+"""The owner's promises: what is acknowledged is there once, batches are cut once, and old callers are fenced."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from buffers.owner import StoreOwner, episode_id
+from buffers.view import StoreView
+from contracts.errors import FencedError, StoreBusyError, StoreError, StoreIdentityError, StoreStoppedError
+from contracts.protocols import Store
+from contracts.records import (
+    Batch,
+    Closed,
+    Disposition,
+    Episode,
+    Feedback,
+    Kind,
+    Purpose,
+    Session,
+    Skip,
+    Span,
+    StopReason,
+    Version,
+)
+from tests.unit.buffers.bench import Bench, Clock, make_step, name_task, opened, small_config
+
+
+def test_the_owner_is_a_store(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        store: Store = bench.owner
+        assert store.ledger().handed == 0
+
+
+def test_what_is_acknowledged_is_read_back(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        sent = [bench.make(lease, member) for member in lease.missing]
+        acks = bench.owner.append(sent)
+        assert [(ack.duplicate, ack.late) for ack in acks] == [(False, False)] * 2
+        kept = bench.owner.read([ack.lsn for ack in reversed(acks)])
+        for one, other in zip(kept, reversed(sent), strict=True):
+            assert dataclasses.replace(one, steps=()) == dataclasses.replace(other, steps=())
+            np.testing.assert_array_equal(one.steps[0].log_probs, other.steps[0].log_probs)
+        with pytest.raises(StoreError, match="is a Task, not an Episode"):
+            bench.owner.read([lease.lsn])
+
+
+@pytest.mark.parametrize("ack", ["durable", "os"])
+def test_a_second_copy_is_told_the_first_ones_lsn(tmp_path: Path, ack: str) -> None:
+    config = small_config(ack=ack)
+    with opened(tmp_path, config=config) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        sent = bench.make(lease, 0)
+        (first,) = bench.owner.append([sent])
+        other_seq = bench.make(lease, 0, reward=9.0)
+        same_seq = dataclasses.replace(bench.make(lease, 1), seq=sent.seq)
+        for copy in (sent, other_seq, same_seq):
+            (again,) = bench.owner.append([copy])
+            assert (again.lsn, again.duplicate) == (first.lsn, True)
+        twice = bench.make(lease, 1)
+        one, two = bench.owner.append([twice, twice])
+        assert (one.duplicate, two.duplicate, one.lsn) == (False, True, two.lsn)
+        assert bench.owner.ledger().episodes == 2
+    with opened(tmp_path, config=config) as bench:
+        (late_copy,) = bench.owner.append([bench.make(lease, 0)])
+        assert (late_copy.lsn, late_copy.duplicate) == (first.lsn, True)
+        assert bench.owner.status()["doubled"] == 0
+
+
+Spoil = Callable[[Episode], dict[str, Any]]
+DOUBLE: Any = np.float64
+INVALID: dict[str, tuple[Spoil, str]] = {
+    "a log-prob that is not finite": (
+        lambda episode: {
+            "steps": (dataclasses.replace(make_step(), log_probs=np.array([0, np.nan, 0], dtype=np.float32)),)
+        },
+        "a log-probability is not finite",
+    ),
+    "too few log-probs": (
+        lambda episode: {"steps": (dataclasses.replace(make_step(), log_probs=np.zeros(2, dtype=np.float32)),)},
+        "3 action tokens have 2 log_probs",
+    ),
+    "doubles": (
+        lambda episode: {"steps": (dataclasses.replace(make_step(), log_probs=np.zeros(3, dtype=DOUBLE)),)},
+        "log_probs are float64",
+    ),
+    "a matrix of tokens": (
+        lambda episode: {"steps": (dataclasses.replace(make_step(), action=np.zeros((1, 3), dtype=np.int32)),)},
+        "one dimension",
+    ),
+    "no step": (lambda episode: {"steps": ()}, "no step"),
+    "no action": (lambda episode: {"steps": (make_step(0),)}, "no step has an action"),
+    "an infinite reward": (lambda episode: {"reward": float("inf")}, "its reward is inf"),
+    "a reward that nobody waits for": (lambda episode: {"reward": None}, "neither a reward nor a deadline"),
+    "a reward for an error": (
+        lambda episode: {"stop_reason": StopReason.ENV_ERROR},
+        "although it ended with env_error",
+    ),
+    "no span": (lambda episode: {"spans": ()}, "not at 0"),
+    "spans that start late": (lambda episode: {"spans": (Span(start=1, version=0),)}, "not at 0"),
+    "spans that fall": (
+        lambda episode: {"spans": (Span(start=0, version=0), Span(start=0, version=1))},
+        "do not rise",
+    ),
+    "a span behind the end": (
+        lambda episode: {"spans": (Span(start=0, version=0), Span(start=3, version=1))},
+        "token 3 of 3",
+    ),
+    "an evaluation": (lambda episode: {"purpose": Purpose.EVALUATE}, "its purpose is evaluate"),
+    "no lease": (lambda episode: {"lease": 3}, "3 is no lease"),
+    "no such member": (lambda episode: {"member": 2}, "members 0 to 1, not member 2"),
+    "another task": (lambda episode: {"task_id": "task/9"}, "task/9"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), INVALID.values(), ids=INVALID.keys())
+def test_an_invalid_episode_is_refused_with_its_whole_call(tmp_path: Path, spoil: Spoil, reason: str) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        good, bad = bench.make(lease, 0), bench.make(lease, 1)
+        with pytest.raises(StoreError, match=reason):
+            bench.owner.append([good, dataclasses.replace(bad, **spoil(bad))])
+        assert bench.owner.ledger().episodes == 0
+        bench.owner.append([good, bad])
+
+
+def test_an_engine_error_without_tokens_is_kept_and_quarantines_its_group(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        bench.owner.append([bench.make(lease, 0)])
+        failed = bench.make(lease, 1, steps=(make_step(0),), stop_reason=StopReason.ENGINE_ERROR, reward=None)
+        bench.owner.append([dataclasses.replace(failed, spans=(Span(start=0, version=-1),))])
+        assert bench.owner.append_batch(bench.request(1)) is None
+        ledger = bench.owner.ledger()
+        assert (ledger.ended["quarantined"], ledger.episodes) == (1, 2)
+        ((_, closed),) = bench.owner.decisions(kinds=[Kind.CLOSED])
+        assert isinstance(closed, Closed)
+        assert (closed.leases, closed.disposition) == ((lease.lsn,), Disposition.QUARANTINED)
+
+
+def test_many_threads_share_the_log(tmp_path: Path) -> None:
+    config = small_config(max_staleness=39)
+    with opened(tmp_path, config=config) as bench:
+        bench.serve(0)
+        workers = [Bench(bench.owner, producer=f"rollout-{number}") for number in range(8)]
+        together = threading.Barrier(len(workers))
+
+        def work(worker: Bench) -> list[int]:
+            together.wait()
+            lsns = []
+            while leases := worker.lease(max_tasks=1):
+                for lease in leases:
+                    for member in lease.missing:
+                        lsns += [ack.lsn for ack in worker.owner.append([worker.make(lease, member)])]
+            return lsns
+
+        with ThreadPoolExecutor(len(workers)) as pool:
+            lsns = [lsn for done in pool.map(work, workers) for lsn in done]
+        ledger = bench.owner.ledger()
+        assert (ledger.handed, ledger.ready, ledger.episodes) == (80, 80, 160)
+        assert len(set(lsns)) == 160
+        assert StoreView.open(tmp_path).fold == bench.owner._state.fold
+
+
+def test_one_episode_sent_by_many_threads_is_kept_once(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        sent = bench.make(lease, 0)
+        together = threading.Barrier(8)
+
+        def send(_: int) -> tuple[int, bool]:
+            together.wait()
+            (ack,) = bench.owner.append([sent])
+            return ack.lsn, ack.duplicate
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(send, range(8)))
+        assert len({lsn for lsn, _ in answers}) == 1
+        assert sorted(duplicate for _, duplicate in answers) == [False] + [True] * 7
+
+
+# ---------------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_first_come_first_and_in_task_order(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        first, second, third, _ = bench.lease()
+        bench.play([third])
+        assert bench.owner.append_batch(bench.request(1)) is None
+        bench.play([first], reward=1.0)
+        bench.play([second])
+        lsn, batch = bench.cut(1)
+        assert [row.lease for row in batch.rows] == [first.lsn] * 2 + [third.lsn] * 2
+        assert [episode.member for episode in bench.owner.read([row.episode_lsn for row in batch.rows])] == [0, 1] * 2
+        assert batch.zero_spread == (first.lsn,)
+        assert (batch.seed, batch.coefficients, batch.dropped) == (7, {"kl": 0.5}, ())
+        assert all(row.episode_lsn < batch.data_lsn for row in batch.rows)
+        bench.decide_version(1, step=1, batch_lsn=lsn)
+        assert bench.owner.ledger().ended == {
+            **{disposition.value: 0 for disposition in Disposition},
+            "trained": 1,
+            "zero_spread": 1,
+        }
+
+
+def test_the_same_step_asked_twice_gets_the_stored_batch(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+        first = bench.cut(1)
+        assert bench.cut(1) == first
+    with opened(tmp_path) as bench:
+        assert bench.cut(1) == first
+        assert len(bench.owner.decisions(kinds=[Kind.BATCH])) == 1
+
+
+def test_stale_groups_are_dropped_in_the_batch_they_were_passed_over_for(tmp_path: Path) -> None:
+    with opened(tmp_path, config=small_config(max_staleness=3)) as bench:
+        bench.serve(0)
+        old, *_ = leases = bench.lease(max_tasks=3)
+        bench.play([old], version=0)
+        bench.serve(1)
+        bench.serve(2)
+        bench.play(leases[1:], version=1)
+        _, batch = bench.cut(1, parent_version=2)
+        assert [(drop.lease, drop.disposition) for drop in batch.dropped] == [(old.lsn, Disposition.STALE)]
+        assert bench.owner.ledger().ended["stale"] == 1
+
+
+def test_what_is_dropped_is_logged_though_the_batch_cannot_be_filled(tmp_path: Path) -> None:
+    with opened(tmp_path, config=small_config(max_staleness=3)) as bench:
+        bench.serve(0)
+        bench.serve(1)
+        bench.serve(2, parent=0)
+        stale, foreign = bench.lease(max_tasks=2)
+        bench.play([stale], version=0)
+        bench.play([foreign], version=1)
+        assert bench.owner.append_batch(bench.request(1, parent_version=2, max_staleness=0)) is None
+        ledger = bench.owner.ledger()
+        assert (ledger.ended["stale"], ledger.ended["off_branch"], ledger.in_flight) == (1, 1, 0)
+
+
+def test_a_group_of_two_versions_is_as_old_as_its_oldest_token(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.serve(1)
+        bench.serve(2)
+        spans = (Span(start=0, version=0), Span(start=1, version=2))
+        bench.play(bench.lease(max_tasks=1), spans=spans)
+        bench.play(bench.lease(max_tasks=1), version=2)
+        assert bench.owner.append_batch(bench.request(1, parent_version=2)) is None
+        assert bench.owner.ledger().ended["stale"] == 1
+
+
+def test_a_reward_may_come_late_or_not_in_time(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        first, second, third, _ = bench.lease()
+        bench.owner.append([bench.make(first, 0)])
+        (waiting,) = bench.owner.append([bench.make(first, 1, reward=None, reward_deadline=4e9)])
+        bench.play([second])
+        bench.play([third], reward=None, reward_deadline=1.0)
+        assert bench.owner.append_batch(bench.request(1)) is None
+        assert bench.owner.ledger().ended["reward_timeout"] == 1
+        feedback = Feedback(episode_id="x", episode_lsn=waiting.lsn, reward=0.5)
+        with pytest.raises(StoreError, match="its reward is nan"):
+            bench.owner.append_feedback(dataclasses.replace(feedback, reward=float("nan")))
+        reward_lsn = bench.owner.append_feedback(feedback)
+        _, batch = bench.cut(1)
+        assert [row.reward_lsn for row in batch.rows][1] == reward_lsn
+
+
+# ---------------------------------------------------------------------------------------------- decisions
+
+
+def test_a_zombie_learner_is_fenced(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+        zombie = bench.session
+        bench.session = bench.owner.open_session(Session(role="learner", epoch=2))
+        with pytest.raises(FencedError, match=f"session {zombie} is over"):
+            bench.owner.append_batch(bench.request(1, session=zombie))
+        version = Version(version=1, parent=0, branch=0, step=1, root_hash="x")
+        with pytest.raises(FencedError):
+            bench.owner.decide(version, zombie)
+        bench.cut(1)
+
+
+def test_version_and_skip_are_compare_and_append(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+        batch_lsn, _ = bench.cut(1)
+        lsn = bench.decide_version(1, step=1, batch_lsn=batch_lsn)
+        assert bench.decide_version(1, step=1, batch_lsn=batch_lsn) == lsn
+        skip = Skip(batch_lsn=batch_lsn, step=1, branch=0, reason="nan")
+        assert bench.owner.decide(skip, bench.session) == bench.owner.decide(skip, bench.session)
+        kinds = [record.KIND for _, record in bench.owner.decisions(kinds=[Kind.VERSION, Kind.SKIP])]
+        assert kinds == [Kind.VERSION, Kind.VERSION, Kind.SKIP]
+
+
+def test_version_numbers_rise_and_have_parents(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(3, parent=-1)
+        with pytest.raises(StoreError, match="version 3 is not above 3"):
+            bench.owner.decide(Version(version=3, parent=-1, branch=0, step=0, root_hash="other"), bench.session)
+        with pytest.raises(StoreError, match="no parent version 2"):
+            bench.decide_version(4, parent=2)
+        with pytest.raises(StoreError, match="there is no version 9"):
+            bench.owner.append_batch(bench.request(1, parent_version=9))
+
+
+def test_some_records_are_not_decided(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        closed = Closed(leases=(), disposition=Disposition.STALE, reason="mine")
+        for record in (closed, Session(role="learner", epoch=1), Batch(branch=0, step=1, parent_version=0, rows=())):
+            with pytest.raises(StoreError, match=type(record).__name__):
+                bench.owner.decide(record, bench.session)
+        with pytest.raises(StoreError, match="Closed"):
+            bench.owner.open_session(closed)
+
+
+def test_decisions_come_in_order_from_where_one_asks(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        everything = bench.owner.decisions()
+        kinds = [record.KIND for _, record in everything]
+        assert kinds == [Kind.SESSION, Kind.SESSION, Kind.VERSION, Kind.SERVED]
+        assert bench.owner.decisions(start=everything[2][0]) == everything[2:]
+
+
+# ---------------------------------------------------------------------------------------------- opening
+
+
+def test_state_survives_closing(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease()[:3])
+        bench.cut(1)
+        ledger = bench.owner.ledger()
+    with opened(tmp_path) as bench:
+        assert bench.owner.ledger() == ledger
+        assert bench.owner.epoch == 2
+        assert bench.owner.status()["batched"] == 2
+
+
+def test_a_store_has_one_owner(tmp_path: Path) -> None:
+    with opened(tmp_path), pytest.raises(StoreBusyError):
+        StoreOwner.open(tmp_path, config=small_config(), source=name_task)
+
+
+def test_another_stores_folder_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "one") as bench:
+        uuid = bench.owner.uuid
+    with opened(tmp_path / "two"):
+        pass
+    with pytest.raises(StoreIdentityError, match="not "):
+        StoreOwner.open(tmp_path / "two", uuid=uuid, config=small_config(), source=name_task)
+    with pytest.raises(StoreIdentityError, match="no store"):
+        StoreOwner.open(tmp_path / "three", uuid=uuid, config=small_config(), source=name_task)
+
+
+def test_a_lost_log_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    (tmp_path / "control").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreIdentityError, match="no log"):
+        StoreOwner.open(tmp_path, config=small_config(), source=name_task)
+
+
+def test_a_closed_store_takes_nothing_more(tmp_path: Path) -> None:
+    with opened(tmp_path, clock=Clock()) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        bench.owner.close()
+        with pytest.raises(StoreStoppedError):
+            bench.owner.append([bench.make(lease, 0)])
+
+
+def test_episode_ids_are_of_one_store_lease_and_member() -> None:
+    store = "12345678-1234-5678-1234-567812345678"
+    ids = {episode_id(store, lease, member) for lease in range(4) for member in range(4)}
+    assert len(ids) == 16
+    assert all(len(one) == 32 and int(one, 16) >= 0 for one in ids)
+    assert episode_id(store.upper(), 1, 2) == episode_id(store, 1, 2)
