@@ -334,9 +334,7 @@ class Evaluation:
 
 
 DataRecord = Task | Episode | Feedback
-ControlRecord = (
-    Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation
-)
+ControlRecord = Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation
 Record = DataRecord | ControlRecord
 
 
