@@ -132,11 +132,15 @@ class Index:
             transaction.put(b"progress", progress, db=tables["meta"])
         self.data_lsn, self.control_lsn = changes.data_lsn, changes.control_lsn
 
-    def close(self) -> None:
-        """After a clean close the index is trusted even if the machine loses power."""
-        self._env.sync(True)
+    def close(self, *, trusted: bool = True) -> None:
+        """After a clean close the index is trusted even if the machine loses power; else it is built again."""
+        if trusted:
+            self._env.sync(True)
         self._env.close()
-        (self._folder / _IN_USE).unlink(missing_ok=True)
+        if trusted:
+            (self._folder / _IN_USE).unlink(missing_ok=True)
+        else:
+            (self._folder / _IN_USE).write_text("not to be trusted")
 
     # ------------------------------------------------------------------------------------------ reading
 

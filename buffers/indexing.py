@@ -39,8 +39,8 @@ class Indexer:
             return
         self.note(lsn, record)
         if len(self._episodes) >= RECALL_BATCH:  # not counted as indexed yet: the groups are still to come
-            self._index.write(Changes(self._episodes, (), (), self._index.data_lsn, self._index.control_lsn))
-            self._episodes = []
+            episodes, self._episodes = self._episodes, []
+            self._write(Changes(episodes, (), (), self._index.data_lsn, self._index.control_lsn))
 
     def start(self) -> None:
         """Bring the index up to the recovered fold, put it in its place, and keep it there."""
@@ -50,7 +50,7 @@ class Indexer:
             for group in fold.groups.values()
             if group.data_lsn >= index.data_lsn or group.control_lsn >= index.control_lsn
         }
-        index.write(self._take())
+        self._write(self._take())
         index.publish()
         self._thread.start()
 
@@ -67,24 +67,28 @@ class Indexer:
         self._stopped.set()
         self._awake.set()
         self._thread.join()
-        if not self._failed:
-            self._write()
-        self._index.close()
+        self._write(self._take())
+        self._index.close(trusted=not self._failed)
 
     def _run(self) -> None:
         while not (self._stopped.is_set() or self._failed):
             self._awake.wait()
             self._awake.clear()
-            self._write()
+            with self.lock:
+                changes = self._take()
+            self._write(changes)
 
-    def _write(self) -> None:
-        with self.lock:
-            changes = self._take()
+    def _write(self, changes: Changes) -> None:
+        """A full map or disk, or damage, ends the index for this owner and no more: the log goes on without it."""
+        if self._failed:
+            return
         try:
             self._index.write(changes)
-        except lmdb.Error as error:  # a full map or disk: the log goes on without it
+        except lmdb.Error as error:
             self._failed = True
-            log.error("the index takes nothing more until the store is opened again", extra={"detail": repr(error)})
+            log.error(
+                "the index takes nothing more and is built again at the next start", extra={"detail": repr(error)}
+            )
 
     def _take(self) -> Changes:
         """What changed since the last call."""

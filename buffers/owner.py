@@ -198,6 +198,6 @@ def _recover(folder: Path, records: Records, *, config: RunConfig, data_end: int
             indexer.fold.apply(lsn, record)
         indexer.start()
     except BaseException:
-        index.close()
+        index.close(trusted=False)
         raise
     return indexer
