@@ -66,12 +66,13 @@ def small_config(*, mode: str = "async", steps: int = 100, max_staleness: int = 
 
 
 class Bench:
-    """One owner, one producer, one learner session. Nothing is hidden: `owner` is there for the rest."""
+    """One owner, one producer, one learner session (a new one unless given). `owner` is there for the rest."""
 
-    def __init__(self, owner: StoreOwner, *, producer: str = "rollout-0") -> None:
+    def __init__(self, owner: StoreOwner, *, producer: str = "rollout-0", session: int | None = None) -> None:
         self.owner, self.producer = owner, producer
         self.epoch = owner.attach(producer)
-        self.session = owner.open_session(Session(role="learner", epoch=owner.epoch))
+        record = Session(role="learner", epoch=owner.epoch)
+        self.session = owner.open_session(record) if session is None else session
         self.seq = 0
 
     def serve(self, version: int, *, step: int = 0, batch_lsn: int = -1, parent: int | None = None) -> None:

@@ -156,9 +156,8 @@ def test_producers_do_not_take_each_others_leases(tmp_path: Path) -> None:
     with opened(tmp_path) as bench:
         bench.serve(0)
         mine = bench.lease(max_tasks=2)
-        other = Bench(bench.owner, producer="rollout-1")
+        other = Bench(bench.owner, producer="rollout-1", session=bench.session)
         assert positions(other.lease()) == [2, 3]
-        bench.session = other.session
         bench.play(mine)
         assert bench.owner.ledger().ready == 2
 
