@@ -72,9 +72,9 @@ class StoreActor:
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
-        status = self._owner.status()
-        self._measure(status, self._owner.ledger())
-        return status
+        status, ledger = self._owner.status(), self._owner.ledger()
+        self._measure(status, ledger)
+        return {**status, "episodes": ledger.episodes, "ready": ledger.ready}
 
     @group("control")
     def stop(self) -> None:

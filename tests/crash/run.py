@@ -180,9 +180,9 @@ def play(run: Run, *, number: int, victim: str, moment_s: float) -> Round:
     time.sleep(moment_s)
     pid = run.pid(victim)
     assert start_ticks(pid) is not None, f"{victim} (pid {pid}) is not there"
-    at = run.step()
     os.kill(pid, signal.SIGKILL)
     ended_s, code = run.wait_end()
+    at = run.step()
     text = run.read_output()
     named = victim == "driver" or (code not in (0, None) and victim in text and "ratchet resume" in text)
     acknowledged, lost, doubled, balanced, equal = run.check_store()
