@@ -159,7 +159,7 @@ class GrpoLearner:
             losses_K = losses_K + settings.kl_coefficient * divergences_K
         loss = (losses_K * weights_K).sum()
         forward = time.perf_counter()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         tally.seconds["forward_s"] += forward - began
         tally.seconds["backward_s"] += time.perf_counter() - forward
         tally.loss += float(loss.detach())

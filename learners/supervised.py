@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from configs.schema import WarmStart
 from contracts.errors import LearnerError, UserError
@@ -68,7 +69,7 @@ def _accumulate(model: PolicyModel, samples: Sequence[Sample]) -> tuple[float, i
     total = 0.0
     for part in pack(samples, max_tokens=MICRO_BATCH_TOKENS):
         loss = -model.log_probs(part).sum() / num_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     return total, num_tokens
 
