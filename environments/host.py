@@ -143,6 +143,7 @@ class EnvironmentHost:
     def _living_child(self) -> _Child:
         if not self._child.alive:
             self._counts["restarts"] += 1
+            self._child.stop()
             self._child = _Child(self._environment, self._seed)
         self._child.ready()
         return self._child

@@ -123,7 +123,7 @@ class _Draw:
             if item.question in self._questions or item.prompt in self._prompts:
                 fruitless += 1
                 if fruitless > 1_000 + len(self._questions):
-                    self._refuse()
+                    self._refuse(fruitless)
                 continue
             fruitless = 0
             self._questions.add(item.question)
@@ -139,21 +139,21 @@ class _Draw:
             dataset = self._kind.create(self._environment.parameters, seed=seed, size=size)
             for index in range(size):
                 yield dataset[index]
-        self._refuse()
+        self._refuse(_SEEDS_PER_RUN)
 
     def _item(self, entry: dict[str, Any]) -> Item:
         fields = {**entry["metadata"], "question": entry["question"], "answer": entry["answer"]}
         target = None if entry["answer"] is None else self._target.fill(fields)
         return Item(prompt=self._prompt.fill(fields), target=target, entry=entry)
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, fruitless: int) -> NoReturn:
         environment, found = self._environment, len(self._questions)
         todo = "Choose parameters that give more"
         if found > environment.held_out_items:
             todo += f", or set environment.train_items to at most {found - environment.held_out_items}"
         raise UserError(
             f"{environment.train_items} training and {environment.held_out_items} held-out items were asked for.",
-            f"Data set {environment.dataset} gave {found} distinct questions (and prompts), then only repeated itself.",
+            f"{environment.dataset} gave {found} distinct questions (and prompts), then none in {fruitless} tries.",
             f"{todo}.",
         )
 

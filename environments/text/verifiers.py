@@ -55,9 +55,16 @@ def code_hash(*functions: Callable[..., Any]) -> str:
         named = function if hasattr(function, "__qualname__") else type(function)  # an object with __call__
         owner = type(getattr(function, "__self__", None))  # a data set may inherit its verifier
         for part in (named, owner) if owner is not NoneType else (named,):
-            file = inspect.getsourcefile(part)
-            digest.update(part.__qualname__.encode() + b"\0" + (Path(file).read_bytes() if file else b"") + b"\0")
+            digest.update(part.__qualname__.encode() + b"\0" + _source(part) + b"\0")
     return digest.hexdigest()
+
+
+def _source(part: Callable[..., Any]) -> bytes:
+    """The whole file that defines it; what is compiled has its module's name alone."""
+    try:
+        return Path(inspect.getfile(part)).read_bytes()
+    except TypeError:
+        return part.__module__.encode()
 
 
 def _imported(name: str) -> Verifier:
