@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,20 @@ def test_a_failed_sync_stops_the_writer_for_good(tmp_path: Path, monkeypatch: py
 
 def test_everyone_who_waits_hears_of_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = open_log(tmp_path / "data", create=True)
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: (_ for _ in ()).throw(fail_with(errno.EIO)))
-    futures = []
-    for number in range(20):
-        try:
-            futures.append(writer.submit([(2, bytes([number]))]))
-        except StoreStoppedError:
-            break
-    assert futures
+    entered, all_wait = threading.Event(), threading.Event()
+
+    def fail(fd: int, data: bytes, offset: int) -> int:
+        entered.set()
+        all_wait.wait()
+        raise fail_with(errno.EIO)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    futures = [writer.submit([(2, b"first")])]
+    entered.wait()
+    futures += [writer.submit([(2, bytes([number]))], durable=number % 2 == 0) for number in range(20)]
+    all_wait.set()
     for future in futures:
-        with pytest.raises(StoreStoppedError):
+        with pytest.raises(StoreStoppedError, match="stopped for good"):
             future.result()
     writer.close()
 

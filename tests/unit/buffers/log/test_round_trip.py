@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,25 @@ def test_an_os_ack_is_in_the_log_and_becomes_visible_by_itself(tmp_path: Path) -
     assert writer.sync() == writer.end_lsn == writer.durable_lsn == reader.watermark()
     assert reader.read(later).payload == b"now"
     writer.close()
+
+
+def test_os_acks_become_visible_though_the_queue_is_never_empty(tmp_path: Path) -> None:
+    writer = LogWriter.open(tmp_path / "data", store_uuid=STORE, epoch=1, create=True)
+    reader, visible, stop = LogReader(tmp_path / "data"), threading.Event(), threading.Event()
+    first = writer.end_lsn
+
+    def append_again(_: Future[list[int]]) -> None:
+        """In the writer's own thread, before it looks at its queue."""
+        if reader.watermark() > first:
+            visible.set()
+        elif not stop.is_set():
+            writer.submit([(2, b"")], durable=False).add_done_callback(append_again)
+
+    writer.submit([(2, b"")], durable=False).add_done_callback(append_again)
+    seen = visible.wait(10)
+    stop.set()
+    writer.close()
+    assert seen
 
 
 def test_rotate_seals_all_frames_so_far(tmp_path: Path) -> None:
