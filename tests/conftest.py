@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 
 # Before any test module imports torch, ray, or vllm: all read these at import.
@@ -13,6 +14,8 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),  # of the clusters that this process starts
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # Ray's coming default; unset, Ray warns at each actor without a GPU
 )
 
@@ -51,7 +54,10 @@ def _left_behind() -> list[psutil.Process]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left_behind() -> Iterator[None]:
-    """Fail where tests left a process running: they own what they start."""
+    """End what tests left running, and fail: they own what they start."""
     yield
     _, alive = psutil.wait_procs(_left_behind(), timeout=10)
-    assert not alive, f"tests left processes running: {[' '.join(child.cmdline())[:120] for child in alive]}"
+    names = [child.name() for child in alive]
+    for child in alive:
+        child.kill()
+    assert not names, f"tests left processes running: {names}"
