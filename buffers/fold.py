@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from enum import Enum
 
+from buffers.groups import Group, Member, Producer, Stage
 from contracts.records import (
     Batch,
     Branch,
@@ -44,81 +44,7 @@ FIRST_CONTROL_KIND = 64  # see Kind
 RETRY_WINDOW = 1 << 16  # newest sequence numbers remembered for each producer
 
 
-class Stage(Enum):
-    """Where a group stands."""
-
-    OPEN = "open"
-    PENDING = "pending"
-    FAULTY = "faulty"
-    READY = "ready"
-    BATCHED = "batched"
-    ENDED = "ended"
-
-
 _REWARDABLE = (Stage.PENDING, Stage.READY, Stage.OPEN, Stage.FAULTY, Stage.BATCHED)
-
-
-@dataclass(slots=True)
-class Member:
-    """What the fold keeps of an episode that may still be trained on."""
-
-    valid: bool
-    oldest_version: int
-    reward: float | None
-    reward_lsn: int  # the FEEDBACK that counts, or the episode itself
-    ready_lsn: int  # from here on it has a reward
-    deadline: float | None  # wall time (s)
-
-
-@dataclass(slots=True)
-class Group:
-    """All tries of one task under one lease."""
-
-    lease: int
-    task: Task
-    lsns: dict[int, int] = field(default_factory=dict)  # member → LSN of its episode
-    members: dict[int, Member] = field(default_factory=dict)  # forgotten when the group ends
-    stage: Stage = Stage.OPEN
-    disposition: Disposition | None = None
-    closed_at: int | None = None  # data LSN from which on its episodes are late
-    num_late: int = 0
-    data_lsn: int = 0  # newest record of each log that changed what it holds or how it ended
-    control_lsn: int = -1
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        return tuple(member for member in range(self.task.group_size) if member not in self.lsns)
-
-    @property
-    def oldest_version(self) -> int | None:
-        return min((member.oldest_version for member in self.members.values()), default=None)
-
-    @property
-    def ready_lsn(self) -> int:
-        """LSN of the record that completed it."""
-        return max(member.ready_lsn for member in self.members.values())
-
-    @property
-    def last_lsn(self) -> int:
-        return max(self.lsns.values(), default=self.lease)
-
-    def unended_stage(self) -> Stage:
-        if len(self.lsns) < self.task.group_size:
-            return Stage.OPEN
-        if not all(member.valid for member in self.members.values()):
-            return Stage.FAULTY
-        if any(member.reward is None for member in self.members.values()):
-            return Stage.PENDING
-        return Stage.READY
-
-
-@dataclass(slots=True)
-class Producer:
-    """The newest epoch of one producer, and where its newest records lie."""
-
-    epoch: int
-    newest: int = -1  # sequence number
-    lsns: dict[int, int] = field(default_factory=dict)  # seq → LSN
 
 
 @dataclass

@@ -22,7 +22,7 @@ from uuid import UUID
 import lmdb
 import msgpack
 
-from buffers.fold import Group, Producer
+from buffers.groups import Group, Producer
 from buffers.log.watermark import read_boot_id
 
 FORMAT = 1

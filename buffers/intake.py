@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from buffers.checks import check_episode
 from buffers.codec import encode
-from buffers.fold import Stage
+from buffers.groups import Stage
 from buffers.state import StoreState
 from contracts.errors import StoreError
 from contracts.records import Ack, Episode, Feedback

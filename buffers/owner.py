@@ -16,7 +16,8 @@ from uuid import UUID
 
 from buffers.decider import Decider
 from buffers.dispenser import Dispenser
-from buffers.fold import Fold, Stage
+from buffers.fold import Fold
+from buffers.groups import Stage
 from buffers.index import Index
 from buffers.indexing import Indexer
 from buffers.intake import Intake

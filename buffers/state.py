@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from buffers.fold import Fold, Group, Stage
+from buffers.fold import Fold
+from buffers.groups import Group, Stage
 from buffers.indexing import Indexer
 from buffers.leases import Leases
 from buffers.log.writer import LogWriter

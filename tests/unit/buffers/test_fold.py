@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buffers.fold import Fold, Stage, leases_of
+from buffers.fold import Fold, leases_of
+from buffers.groups import Stage
 from contracts.records import (
     Batch,
     Branch,

@@ -17,6 +17,7 @@ from buffers.view import StoreView
 from contracts.errors import FencedError, StoreBusyError, StoreError, StoreIdentityError, StoreStoppedError
 from contracts.protocols import Store
 from contracts.records import (
+    Ack,
     Batch,
     Closed,
     Disposition,
@@ -190,6 +191,41 @@ def test_one_episode_sent_by_many_threads_is_kept_once(tmp_path: Path) -> None:
             answers = list(pool.map(send, range(8)))
         assert len({lsn for lsn, _ in answers}) == 1
         assert sorted(duplicate for _, duplicate in answers) == [False] + [True] * 7
+
+
+def test_an_answer_says_late_exactly_when_the_log_does(tmp_path: Path) -> None:
+    """Leases time out all the time while their episodes arrive: what an answer says must not be taken back."""
+    clock, done = Clock(), threading.Event()
+    with opened(tmp_path, config=small_config(max_staleness=1000), clock=clock) as bench:
+        bench.serve(0)
+        workers = [Bench(bench.owner, producer=f"rollout-{number}", session=bench.session) for number in range(6)]
+
+        def work(worker: Bench) -> list[tuple[int, Ack]]:
+            heard = []
+            for _ in range(30):
+                (lease,) = worker.lease(max_tasks=1)
+                for member in lease.missing:
+                    heard += [(lease.lsn, ack) for ack in worker.owner.append([worker.make(lease, member)])]
+            return heard
+
+        def let_time_pass() -> None:
+            while not done.is_set():
+                clock.now_s += 61.0
+                bench.owner.append([])
+
+        with ThreadPoolExecutor(len(workers) + 1) as pool:
+            hurry = pool.submit(let_time_pass)
+            try:
+                heard = [answer for answers in pool.map(work, workers) for answer in answers]
+            finally:
+                done.set()
+            hurry.result()
+        groups = bench.owner._state.fold.groups
+        for lease, ack in heard:
+            closed_at = groups[lease].closed_at
+            assert ack.late == (closed_at is not None and ack.lsn >= closed_at)
+        assert {ack.late for _, ack in heard} == {True, False}
+        assert bench.owner.ledger().balanced
 
 
 # ---------------------------------------------------------------------------------------------- batches
