@@ -12,7 +12,7 @@ ordered by LSNs, and a task's newest lease is the one with the most attempts.
                 ├──► FAULTY (a member is invalid) ──► QUARANTINED
                 └──► ABANDONED, or LATE once an episode came after all
 
-No I/O here. Memory: under 1 KB a group of 8 for every group since the log began; rewards only of those not ended.
+No I/O here. Memory: about 1.2 KB a group of 8 for every group since the log began; rewards only of those not ended.
 """
 
 from __future__ import annotations
