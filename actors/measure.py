@@ -118,7 +118,7 @@ class StoreMeter:
             stats = status[log]
             self._totals.advance("ratchet_log_commits_total", stats["commits"], log=log)
             self._totals.advance("ratchet_log_bytes_total", stats["bytes"], log=log)
-            metrics.set("ratchet_log_watermark_lag_bytes", stats["end_lsn"] - stats["durable_lsn"], log=log)
+            metrics.set("ratchet_log_watermark_lag_bytes", status[f"{log}_lag_bytes"], log=log)
             if stats["commits"] > self._syncs.get(log, 0.0):
                 self._syncs[log] = stats["commits"]
                 metrics.observe("ratchet_log_sync_seconds", stats["last_sync_s"], log=log)

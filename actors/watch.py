@@ -6,6 +6,7 @@ A death ends the run: Ray fails the process's `serve` call, and the error names 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from contracts.errors import ActorDiedError, RatchetError
 from telemetry.exporter import write_targets
 from telemetry.process import start_ticks
 
+log = logging.getLogger(__name__)
 ASK_S = 1.0  # between two rounds of questions
 ANSWER_S = 5.0  # how long an answer may take before the last one is shown again
 
@@ -147,6 +149,8 @@ class Watch:
             role = self._asked.pop(ref)
             try:
                 self._answers[role] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                log.warning("no status", extra={"of": role, "detail": str(error.cause)})
             except ray.exceptions.RayError:
                 continue  # its death is noticed by its `serve` call
         waiting = set(self._asked.values())

@@ -156,7 +156,8 @@ class StoreOwner:
             "indexed_lsn": state.index.data_lsn,
             "data_lsn": data.durable_lsn,
             "control_lsn": control.durable_lsn,
-            "lag_bytes": data.end_lsn - data.durable_lsn,
+            "data_lag_bytes": data.end_lsn - data.durable_lsn,
+            "control_lag_bytes": control.end_lsn - control.durable_lsn,
             "data": data.stats(),
             "control": control.stats(),
         }
