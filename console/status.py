@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from console.run_folder import resolve
-from contracts.records import Evaluation, Kind, Ledger
+from contracts.records import Evaluation, Kind, Ledger, Version
 from telemetry.process import is_alive
 
 if TYPE_CHECKING:
@@ -70,15 +70,16 @@ def open_store(folder: Path) -> StoreView | None:
 
 
 def summarise(folder: Path, view: StoreView | None) -> dict[str, Any]:
-    """The object that `ratchet status --json` prints."""
+    """The object that `ratchet status --json` prints. Sums come from the log, rates from what the driver wrote last."""
     written = read_status(folder)
+    newest = _newest_version(view)
     return {
         "run": folder.name,
         "state": written.get("state", "created"),
-        "step": written.get("step", 0),
+        "step": newest.step if newest else 0,
         "steps": written.get("steps"),
-        "policy_version": written.get("version"),
-        "episodes": written.get("episodes", 0),
+        "policy_version": newest.version if newest else None,
+        "episodes": view.ledger().episodes if view else 0,
         "completions_per_s": written.get("completions_per_s"),
         "tokens_per_s": written.get("tokens_per_s"),
         "staleness": written.get("staleness"),
@@ -125,6 +126,12 @@ def render(summary: Mapping[str, Any]) -> str:
     if summary["state"] in ("crashed", "failed", "stopped"):
         lines.append(f"  go on with: ratchet resume {summary['run']}")
     return "\n".join(lines)
+
+
+def _newest_version(view: StoreView | None) -> Version | None:
+    records = view.decisions(kinds=[Kind.VERSION]) if view else []
+    versions = [record for _, record in records if isinstance(record, Version)]
+    return versions[-1] if versions else None
 
 
 def _from_store(view: StoreView | None) -> dict[str, Any]:
