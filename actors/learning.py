@@ -30,7 +30,6 @@ def build_learner(folder: Path, config: RunConfig) -> GrpoLearner:
         seed=config.seed,
         temperature=config.engine.temperature,
         max_tokens=config.engine.max_tokens,
-        total_steps=config.steps,
     )
 
 

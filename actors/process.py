@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,8 +36,7 @@ def start(kind: type, *arguments: Any, **where: Any) -> Any:
 
 def group(name: str) -> Callable[[F], F]:
     """Which of GROUPS a method runs in."""
-    decorate: Callable[[F], F] = ray.method(concurrency_group=name)
-    return decorate
+    return cast("Callable[[F], F]", ray.method(concurrency_group=name))
 
 
 class Process:

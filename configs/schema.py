@@ -67,7 +67,7 @@ class Learner(Section):
     groups_per_step: int = Field(32, ge=1)
     group_size: int = Field(8, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    decay_steps: int | None = Field(None, ge=1)  # cosine to 0 at this step; None: constant
     warmup_steps: int = Field(10, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
@@ -92,7 +92,6 @@ class Engine(Section):
     backend: Literal["vllm", "transformers"] = "vllm"
     count: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
     max_prompt_tokens: int = Field(64, ge=1)
     max_tokens: int = Field(32, ge=1)  # of one completion
     max_sequences: int = _free(256, ge=1)  # at once

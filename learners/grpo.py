@@ -66,10 +66,8 @@ class GrpoLearner:
     The KL term's reference is the weights at `reset`, that is after any warm start; it is part of the state.
     """
 
-    def __init__(
-        self, folder: Path, settings: Settings, *, seed: int, temperature: float, max_tokens: int, total_steps: int
-    ) -> None:
-        """The model in `folder`; `temperature` and `max_tokens` are the engine's, `total_steps` ends a cosine schedule.
+    def __init__(self, folder: Path, settings: Settings, *, seed: int, temperature: float, max_tokens: int) -> None:
+        """The model in `folder`; `temperature` and `max_tokens` are the engine's.
 
         `seed` is for what a learner draws by itself; GRPO draws nothing but by its batch's seed, so it only fixes
         torch's own generator. Raises UserError.
@@ -83,7 +81,7 @@ class GrpoLearner:
             threads=settings.threads,
         )
         self._settings, self._temperature = settings, temperature
-        self._max_tokens, self._total_steps = max_tokens, total_steps
+        self._max_tokens = max_tokens
         self._optimizer = Optimizer(
             self.model.parameters(),
             betas=settings.betas,
@@ -190,8 +188,7 @@ class GrpoLearner:
             batch.step,
             base=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
-            schedule=settings.schedule,
-            total_steps=self._total_steps,
+            decay_steps=settings.decay_steps,
         )
         return batch.coefficients.get(LEARNING_RATE, scheduled)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,18 +11,16 @@ from torch import Tensor
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def learning_rate(
-    step: int, *, base: float, warmup_steps: int, schedule: Literal["constant", "cosine"], total_steps: int
-) -> float:
-    """The rate of 1-based `step`: linear from base / warmup_steps up to base, then level or a half cosine down to 0.
+def learning_rate(step: int, *, base: float, warmup_steps: int, decay_steps: int | None) -> float:
+    """The rate of 1-based `step`: linear up to base, then level, or a half cosine that reaches 0 at `decay_steps`.
 
     A pure function of the step: a learner that resumes needs no state for it.
     """
     if step <= warmup_steps:
         return base * step / warmup_steps
-    if schedule == "constant":
+    if decay_steps is None:
         return base
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    done = min(1.0, (step - warmup_steps) / max(1, decay_steps - warmup_steps))
     return base * 0.5 * (1.0 + math.cos(math.pi * done))
 
 

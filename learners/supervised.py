@@ -51,8 +51,7 @@ def warm_start(
             step,
             base=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
-            schedule="cosine",
-            total_steps=settings.steps,
+            decay_steps=settings.steps,
         )
         norm, updated = optimizer.step(rate=rate)
         if not updated:

@@ -144,7 +144,6 @@ class RolloutSlot:
             sampling=Sampling(
                 max_tokens=engine.max_tokens,
                 temperature=engine.temperature,
-                top_p=engine.top_p,
                 stop_token_ids=self._policy.codec.stop_token_ids,
                 seed=seed,
             ),

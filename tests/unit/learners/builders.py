@@ -27,9 +27,7 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_learner(folder: Path, **settings: Any) -> GrpoLearner:
-    return GrpoLearner(
-        folder, SETTINGS.model_copy(update=settings), seed=0, temperature=1.0, max_tokens=MAX_TOKENS, total_steps=10
-    )
+    return GrpoLearner(folder, SETTINGS.model_copy(update=settings), seed=0, temperature=1.0, max_tokens=MAX_TOKENS)
 
 
 def make_batch(

@@ -161,8 +161,8 @@ def test_stats_by_hand(folder: Path) -> None:
 
 def test_the_temperature_is_the_engines(folder: Path) -> None:
     pair = (np.array([97, 98], np.int32), np.array([99, 257], np.int32))
-    cold = GrpoLearner(folder, SETTINGS, seed=0, temperature=0.5, max_tokens=8, total_steps=1)
-    warm = GrpoLearner(folder, SETTINGS, seed=0, temperature=1.0, max_tokens=8, total_steps=1)
+    cold = GrpoLearner(folder, SETTINGS, seed=0, temperature=0.5, max_tokens=8)
+    warm = GrpoLearner(folder, SETTINGS, seed=0, temperature=1.0, max_tokens=8)
     assert not np.allclose(cold.score([pair])[0], warm.score([pair])[0], atol=1e-4)
     batch, episodes = make_batch([[1, 0]])
     scores = score(cold, episodes)
@@ -183,7 +183,7 @@ def test_a_batch_without_any_spread_still_lets_momentum_act(folder: Path) -> Non
 
 
 def test_the_schedule_follows_the_batchs_step_and_a_coefficient_overrules_it(folder: Path) -> None:
-    learner = make_learner(folder, warmup_steps=4, learning_rate=1.0, schedule="cosine")
+    learner = make_learner(folder, warmup_steps=4, learning_rate=1.0, decay_steps=10)
     batch, episodes = make_batch(step=2)
     assert learner.step(batch, episodes).stats["learning_rate"] == 0.5
     batch, episodes = make_batch(step=7)
