@@ -73,6 +73,7 @@ def versions(run: PlainRun) -> dict[int, str]:
     return {version.step: version.root_hash for version in made}
 
 
+@pytest.mark.timeout(600)  # 114 runs with all their fsyncs: 8 CPU-seconds, and whatever the disk takes
 def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     expected = versions(finish(tmp_path / "whole"))
