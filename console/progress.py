@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from console.status import read_status
+from evaluation.heldout import METRIC
 
 _PANEL_S, _LINE_S = 1.0, 10.0
 
@@ -20,6 +22,7 @@ class Progress:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._scores = HeldOut(folder / "metrics.jsonl")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
 
@@ -46,7 +49,7 @@ class Progress:
         with Live(console=Console(stderr=True), auto_refresh=False) as live:
             while True:
                 ended = self._done.wait(_PANEL_S)
-                live.update(render_panel(read_status(self._folder)), refresh=True)
+                live.update(render_panel(self._read()), refresh=True)
                 if ended:
                     return
 
@@ -54,17 +57,39 @@ class Progress:
         last = ""
         while True:
             ended = self._done.wait(_LINE_S)
-            line = render_line(read_status(self._folder))
+            line = render_line(self._read())
             if line != last:
                 print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
             last = line
             if ended:
                 return
 
+    def _read(self) -> dict[str, Any]:
+        return {**read_status(self._folder), "held_out": self._scores.read()}
+
+
+class HeldOut:
+    """The first and the newest held-out score, read from metrics.jsonl as it grows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._at = file, 0
+        self._scores: list[float] = []
+
+    def read(self) -> str | None:
+        """ "0.310" or "0.310 → 0.520"; None before the first evaluation."""
+        if self._file.exists():
+            with self._file.open("rb") as file:
+                file.seek(self._at)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._at += len(whole) + len(newline)
+            self._scores += [json.loads(line)[METRIC] for line in whole.splitlines() if METRIC.encode() in line]
+        shown = self._scores[:1] + self._scores[1:][-1:]
+        return " → ".join(f"{score:.3f}" for score in shown) or None
+
 
 def render_line(status: Mapping[str, Any]) -> str:
     """One line: where the run stands."""
-    if not status:
+    if "state" not in status:
         return "starting"
     parts = [f"{status['state']}: step {status.get('step', 0)}/{status['steps']}"]
     parts += [f"{name} {value}" for name, value in _facts(status)]
@@ -74,16 +99,19 @@ def render_line(status: Mapping[str, Any]) -> str:
 def render_panel(status: Mapping[str, Any]) -> Any:
     """The same as a rich renderable: a bar and a row of facts."""
     from rich.columns import Columns
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
-    if not status:
+    if "state" not in status:
         return Text("starting", style="dim")
     head = Text.assemble((status["state"], "bold"), f"  step {status.get('step', 0)} of {status['steps']}")
-    bar = ProgressBar(total=max(status["steps"], 1), completed=status.get("step", 0), width=60)
+    bar = ProgressBar(total=max(status["steps"], 1), completed=status.get("step", 0), width=60, complete_style="cyan")
     facts = [Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in _facts(status)]
-    return Group(head, bar, Columns(facts, padding=(0, 3)))
+    panel = Table.grid()
+    for row in (head, bar, Columns(facts, padding=(0, 3))):
+        panel.add_row(row)
+    return panel
 
 
 def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -91,10 +119,11 @@ def _facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = status.get(key)
         return None if value is None else format(value, form)
 
+    phase = status.get("phase")
     shown = (
-        ("phase", status.get("phase")),
+        ("phase", phase if phase not in ("step", "starting", status.get("state")) else None),
         ("reward", number("reward", ".3f")),
-        ("held-out", number("held_out", ".3f")),
+        ("held-out", status.get("held_out")),
         ("tokens/s", number("tokens_per_s", ",.0f")),
         ("completions/s", number("completions_per_s", ",.0f")),
         ("staleness", number("staleness", ".2f")),

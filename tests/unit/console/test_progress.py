@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
-from console.progress import render_duration, render_line, render_panel
+from console.progress import HeldOut, render_duration, render_line, render_panel
 
 RUNNING = {
     "state": "running",
@@ -24,8 +25,7 @@ RUNNING = {
 
 def test_a_line_names_every_fact() -> None:
     assert render_line(RUNNING) == (
-        "running: step 12/600  phase step  reward 0.512  tokens/s 8,123  completions/s 900  staleness 0.75  lag 3  "
-        "left 1:01:40"
+        "running: step 12/600  reward 0.512  tokens/s 8,123  completions/s 900  staleness 0.75  lag 3  left 1:01:40"
     )
 
 
@@ -39,6 +39,17 @@ def test_the_panel_says_the_same() -> None:
     Console(file=out, width=120, force_terminal=False).print(render_panel(RUNNING))
     for piece in ("running  step 12 of 600", "reward 0.512", "tokens/s 8,123", "left 1:01:40"):
         assert piece in out.getvalue()
+
+
+def test_held_out_scores_are_read_as_the_file_grows(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    scores = HeldOut(file)
+    assert scores.read() is None
+    file.write_text('{"phase": "evaluate", "sampled_accuracy": 0.31}\n{"phase": "step"}\n{"phase": "evaluate", "sampl')
+    assert scores.read() == "0.310"
+    with file.open("a") as more:
+        more.write('ed_accuracy": 0.4}\n{"phase": "evaluate", "sampled_accuracy": 0.52}\n')
+    assert scores.read() == scores.read() == "0.310 → 0.520"
 
 
 def test_durations() -> None:
