@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class StatusFile:
         self._path = folder / "status.json"
         self._fields: dict[str, Any] = {
             "state": "starting",
+            "host": socket.gethostname(),
             "pid": os.getpid(),
             "start_time": start_ticks(os.getpid()),
             "steps": config.steps,

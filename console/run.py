@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from configs.loader import check_resume, compare, dump, load
+from configs.loader import Change, check_resume, compare, dump, load
 from configs.schema import RunConfig
 from console import preflight
 from console.progress import Progress
@@ -54,7 +54,8 @@ def resume(
     new = load(folder / "config.yaml", settings or [])
     check_resume(old, new)
     preflight.check(new)
-    if compare(old, new):
+    announce(compare(old, new))
+    if new != old:
         draft = folder / ".config.yaml"
         draft.write_text(dump(new))
         draft.replace(folder / "config.yaml")
@@ -90,6 +91,18 @@ def stop(
             f"wait longer, or run `ratchet stop {run}` again: the second time it stops at once, also safely",
         )
     typer.echo(f"{folder.name} is {read_status(folder)['state']}; go on with: ratchet resume {folder.name}")
+
+
+def announce(changes: list[Change]) -> None:
+    """Say what is another than it was, and what that does to the weights' bits."""
+    for change in changes:
+        typer.echo(f"{change.key}: {change.old} before, {change.new} now", err=True)
+        if change.key == "learner.threads":
+            typer.echo(
+                "warning: another number of threads computes other bits: steps after the last checkpoint that are "
+                "computed again get new version numbers",
+                err=True,
+            )
 
 
 def _drive(config: RunConfig, folder: Path, *, as_json: bool) -> int:

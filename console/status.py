@@ -55,7 +55,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def driver_is_alive(written: Mapping[str, Any]) -> bool:
     """Whether the recorded driver still runs. A driver on another machine is believed."""
-    if written.get("host", socket.gethostname()) != socket.gethostname():
+    if written["host"] != socket.gethostname():
         return True
     return is_alive(written["pid"], started=written["start_time"])
 

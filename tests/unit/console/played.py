@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ def play(root: Path) -> Path:
 
 def write_status(folder: Path, fields: Mapping[str, Any]) -> None:
     """status.json as the driver writes it; by default this process is the driver."""
-    ours = {"pid": os.getpid(), "start_time": start_ticks(os.getpid()), "steps": STEPS, "episodes": 24}
+    ours = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start_time": start_ticks(os.getpid()),
+        "steps": STEPS,
+        "episodes": 24,
+    }
     (folder / "status.json").write_text(json.dumps({**ours, **fields}))
 
 

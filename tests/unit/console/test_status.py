@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from configs.loader import compare
+from configs.schema import RunConfig
 from console.main import app
+from console.run import announce
 from console.status import open_store, read_status, render, summarise
 from telemetry.process import start_ticks
 from tests.unit.console.played import STEPS, copy, write_status
@@ -63,6 +66,12 @@ def test_another_process_with_the_drivers_number_is_not_the_driver(finished_run:
     assert read_status(folder)["state"] == "crashed"
 
 
+def test_a_driver_on_another_machine_is_believed(finished_run: Path, tmp_path: Path) -> None:
+    folder = copy(finished_run, tmp_path)
+    write_status(folder, {"state": "running", "host": "elsewhere", "start_time": 1})
+    assert read_status(folder)["state"] == "running"
+
+
 def test_a_run_that_never_started_has_a_status(finished_run: Path, tmp_path: Path) -> None:
     folder = copy(finished_run, tmp_path)
     (folder / "status.json").unlink()
@@ -110,6 +119,15 @@ def test_resume_refuses_a_run_that_goes_on(finished_run: Path, tmp_path: Path, s
     assert answer.exit_code == 2
     assert f"it is {state} (process " in answer.stderr
     assert "ratchet stop" in answer.stderr
+
+
+def test_resume_warns_of_other_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    old = RunConfig()
+    new = old.model_copy(update={"steps": 7, "learner": old.learner.model_copy(update={"threads": 3})})
+    announce(compare(old, new))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["steps: 100 before, 7 now", "learner.threads: 1 before, 3 now"]
+    assert "new version numbers" in lines[2]
 
 
 def test_resume_says_which_keys_may_change(finished_run: Path) -> None:
