@@ -116,7 +116,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     """Round values that cover [low, high], about `count` intervals: steps of 1, 2 or 5 times a power of ten."""
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-6):
         pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        low, high = (low, low + pad) if low >= 0 else (low - pad, high + pad)
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)

@@ -116,7 +116,7 @@ def _tiles(material: Material) -> str:
     scores = held_out(list(material.evaluations))
     if scores is not None:
         gain = 100 * (scores["last"] - scores["first"])
-        tone = "up" if gain > 0 else "down"
+        tone = "up" if gain > 0 else "down" if gain < 0 else ""
         note = f"{gain:+.1f} points, from {scores['first']:.1%}"
         tiles.append((_words(scores["metric"]), f"{scores['last']:.1%}", note, tone))
     step = material.versions[-1].step if material.versions else 0
