@@ -104,11 +104,14 @@ class Crew:
 
 
 def open_batch(store: StoreClient) -> int:
-    """LSN of the batch that was cut and has neither version nor skip, or -1."""
+    """LSN of the batch that was cut and has neither version nor skip; -1: none, or no learner has begun since."""
     batches: set[int] = set()
+    begun = False  # a learner that dies before its session, while it starts, did not die of a batch
     for lsn, record in store.decisions():
-        if isinstance(record, Batch):
+        if isinstance(record, Session) and record.role in ("owner", "learner"):
+            begun = record.role == "learner"
+        elif isinstance(record, Batch):
             batches.add(lsn)
         elif isinstance(record, Version | Skip):
             batches.discard(record.batch_lsn)
-    return max(batches, default=-1)
+    return max(batches, default=-1) if begun else -1

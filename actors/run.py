@@ -52,6 +52,9 @@ def run(config: RunConfig, *, folder: Path) -> int:
                 return 0 if finished else 130
             finally:
                 crew.dismiss()
+    except KeyboardInterrupt:
+        status.write(state="stopped", reason="stopped at once by hand")
+        raise
     except BaseException as error:
         log.error("the run failed", extra={"detail": repr(error)})
         status.write(state="failed", reason=str(error))

@@ -109,6 +109,7 @@ class UpdateLoop:
         store, learner = self._ports.store, self._ports.learner
         self._session = store.open_session(self._session_record)
         records = store.decisions()
+        self._compare_fingerprints(records)
         self._at.records, self._recovering = records, True
         for _, record in records:
             if isinstance(record, Version):
@@ -123,6 +124,19 @@ class UpdateLoop:
         self._publish(learner.weights(self._at.version))
         self._catch_up_evaluation()
         self._at.records, self._recovering = [], False
+
+    def _compare_fingerprints(self, records: Sequence[tuple[int, ControlRecord]]) -> None:
+        """Before anything is computed: say what the bits depend on and is another than it was in the last session."""
+        earlier = [r for lsn, r in records if isinstance(r, Session) and r.role == "learner" and lsn != self._session]
+        if not earlier:
+            return
+        was, now = earlier[-1].fingerprint, self._session_record.fingerprint
+        changed = {name: f"{was.get(name)} -> {now.get(name)}" for name in was | now if was.get(name) != now.get(name)}
+        if changed:
+            log.warning(
+                "the learner may compute other bits: a step that does gets a new version number",
+                extra={"changed": changed},
+            )
 
     def _load_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint whose files are whole."""
