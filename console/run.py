@@ -16,7 +16,7 @@ from configs.loader import Change, check_resume, compare, dump, load
 from configs.schema import RunConfig
 from console import preflight
 from console.progress import Progress
-from console.run_folder import create, discard, resolve
+from console.run_folder import check_store, create, discard, occupied, resolve
 from console.status import LIVE_STATES, driver_is_alive, open_store, read_status, summarise
 from contracts.errors import RunFolderError, UserError
 
@@ -36,7 +36,8 @@ def run(
     preflight.check(resolved)
     folder = create(resolved)
     try:
-        code = _drive(resolved, folder, as_json=as_json)
+        with occupied(folder):
+            code = _drive(resolved, folder, as_json=as_json)
     except UserError:
         if read_status(folder).get("phase", "starting") == "starting":  # nothing was handed out or learned
             discard(folder)
@@ -50,16 +51,19 @@ def resume(
     """Go on with a run that stopped, failed, or crashed."""
     folder = resolve(run)
     _refuse_live(folder)
-    old = load(folder / "config.yaml")
-    new = load(folder / "config.yaml", settings or [])
-    check_resume(old, new)
-    preflight.check(new)
-    announce(compare(old, new))
-    if new != old:
-        draft = folder / ".config.yaml"
-        draft.write_text(dump(new))
-        draft.replace(folder / "config.yaml")
-    raise typer.Exit(_drive(new, folder, as_json=as_json))
+    with occupied(folder):
+        check_store(folder)
+        old = load(folder / "config.yaml")
+        new = load(folder / "config.yaml", settings or [])
+        check_resume(old, new)
+        preflight.check(new)
+        announce(compare(old, new))
+        if new != old:
+            draft = folder / ".config.yaml"
+            draft.write_text(dump(new))
+            draft.replace(folder / "config.yaml")
+        code = _drive(new, folder, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def stop(

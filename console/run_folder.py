@@ -7,16 +7,19 @@ the newest.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from configs.loader import config_hash, dump
 from configs.schema import RunConfig
-from contracts.errors import RunFolderError
+from contracts.errors import RunFolderError, StoreIdentityError
 
 FORMAT = 1
 LATEST = "latest"
@@ -107,6 +110,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     assert isinstance(manifest, dict)
     return manifest
+
+
+def check_store(folder: Path) -> None:
+    """Raises RunFolderError unless the run's store is the one that its manifest names, or was not made yet."""
+    from buffers.log.identity import read_identity
+
+    named = read_manifest(folder)["store_uuid"]
+    if named is None:
+        return
+    asked = f"go on with {folder.name}, whose experience is in the store {named}"
+    todo = f"bring that folder back to {folder / 'store'}; without it nothing of this run can go on: start a new one"
+    try:
+        found = read_identity(folder / "store")
+    except StoreIdentityError as error:
+        raise RunFolderError(asked, str(error), todo) from None
+    if str(found) != named:
+        raise RunFolderError(asked, f"{folder / 'store'} holds another store, {found}", todo)
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """No other process drives the run inside the block. Raises RunFolderError where one does."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunFolderError(
+            f"go on with {folder.name}",
+            "another process drives it at this moment",
+            f"look at it with `ratchet status {folder.name}`, or end it first with `ratchet stop {folder.name}`",
+        ) from None
+    finally:
+        os.close(lock)
 
 
 def names(root: Path) -> list[str]:
