@@ -40,16 +40,20 @@ def replay(
 
 
 def _reason(folder: Path) -> str:
-    """What the bits depend on and is another here than it was in the learner's newest session."""
+    """What the bits depend on and was another in one of the learner's sessions than it is here."""
     from actors.learning import build_learner
     from buffers.view import StoreView
     from configs.loader import load
 
     decisions = StoreView.open(folder / "store").decisions(kinds=[Kind.SESSION])
-    sessions = [one for _, one in decisions if isinstance(one, Session) and one.role == "learner"]
-    was = sessions[-1].fingerprint
+    sessions = [one.fingerprint for _, one in decisions if isinstance(one, Session) and one.role == "learner"]
     here = build_learner(folder, load(folder / "config.yaml")).fingerprint()
-    changed = [f"{name} was {was[name]} and is {here.get(name)}" for name in was if was[name] != here.get(name)]
+    were = {name: list(dict.fromkeys(session.get(name) for session in sessions)) for name in here}
+    changed = [
+        f"{name} was {' then '.join(map(str, values))} and is {here[name]}"
+        for name, values in were.items()
+        if values != [here[name]]
+    ]
     return "; to be expected, since " + ", ".join(changed) if changed else "; the fingerprint is the same"
 
 

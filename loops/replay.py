@@ -46,13 +46,19 @@ def replay(
     until: int | None = None,
     on_step: Callable[[ReplayedStep], None] = lambda step: None,
 ) -> list[ReplayedStep]:
-    """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError."""
+    """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError.
+
+    After a step that differs the next kept checkpoint is loaded: one difference does not make all later steps differ.
+    """
     records = history.decisions()
     start = _load(records, folder=folder, learner=learner, newest_up_to=None)
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in _kept(records, folder=folder)}
     steps: list[ReplayedStep] = []
     for step in _fold(history, records, learner=learner, after=start.step, until=until):
         steps.append(step)
         on_step(step)
+        if not step.equal and step.step in checkpoints:
+            learner.load(str(folder / checkpoints[step.step].folder), checkpoints[step.step].state_hash)
     return steps
 
 
@@ -117,13 +123,7 @@ def _load(
     records: Sequence[tuple[int, ControlRecord]], *, folder: Path, learner: Learner, newest_up_to: int | None
 ) -> Checkpoint:
     """The oldest checkpoint that is kept, or the newest at or below a step."""
-    kept = [
-        record
-        for _, record in records
-        if isinstance(record, Checkpoint)
-        and (folder / record.folder).is_dir()
-        and (newest_up_to is None or record.step <= newest_up_to)
-    ]
+    kept = [one for one in _kept(records, folder=folder) if newest_up_to is None or one.step <= newest_up_to]
     if not kept:
         raise RunFolderError(
             f"replay {folder}",
@@ -133,3 +133,8 @@ def _load(
     chosen = kept[0] if newest_up_to is None else kept[-1]
     learner.load(str(folder / chosen.folder), chosen.state_hash)
     return chosen
+
+
+def _kept(records: Sequence[tuple[int, ControlRecord]], *, folder: Path) -> list[Checkpoint]:
+    """The checkpoints whose folders are still there, oldest first."""
+    return [one for _, one in records if isinstance(one, Checkpoint) and (folder / one.folder).is_dir()]
