@@ -1,7 +1,7 @@
 """From `ratchet run` to the first finished GRPO step, and where the time goes: `python -m benchmarks.startup`.
 
-The peer is the bare start of what the run is made of, in the same sitting: `ray.init` alone and vLLM's import alone, each in
-a process of its own. Not counted: the warm start itself (stated beside it).
+The peer is the bare start of what the run is made of, in the same sitting: `ray.init` alone and vLLM's import alone,
+each in a process of its own. Not counted: the warm start itself (stated beside it).
 """
 
 from __future__ import annotations

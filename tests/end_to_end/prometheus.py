@@ -67,7 +67,9 @@ class Prometheus:
             except (urllib.error.URLError, ConnectionError):
                 pass  # not listening yet
             time.sleep(0.1)
-        raise AssertionError(f"{expression} has no value after {within_s:g} s\n{Path(self._log.name).read_text()[-1000:]}")
+        raise AssertionError(
+            f"{expression} has no value after {within_s:g} s\n{Path(self._log.name).read_text()[-1000:]}"
+        )
 
     def close(self) -> None:
         self._process.terminate()
