@@ -12,26 +12,32 @@ import argparse
 import json
 import os
 import random
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from buffers.view import StoreView
+import psutil
 
-from contracts.records import Version
+from buffers.view import StoreView
+from contracts.records import Batch, Version
 from telemetry.logs import read_lines
 from telemetry.process import start_ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("driver", "engine-0", "update-0", "rollout-0", "store")
 END_S = 30.0  # by when the driver must have ended after a process died
+DRAIN_S = 120.0  # by when a run that was interrupted must have ended
 START_S = 240.0  # by when a resumed run must have made a step
+MARK = "RATCHET_CRASH_RUN"  # in the environment of every process of one `Run`, whoever its parent is by now
 SMALL = {
     "steps": "100000",
     "warm_start.steps": "10",
@@ -47,6 +53,8 @@ SMALL = {
     "rollout.chunk": "4",
     "checkpoint.every_steps": "10",
     "evaluate.samples": "1",
+    "store.segment_mib": "4",
+    "store.control_segment_mib": "1",
     "store.reserve_mib": "0",
 }
 
@@ -78,13 +86,14 @@ class Round:
 class Oracle:
     """Hears every acknowledgement over a named pipe, in this process, and is only asked at the end of a round."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, heard: Iterable[tuple[str, int]] = ()) -> None:
         os.mkfifo(path)
-        self._heard: list[tuple[str, int]] = []
+        self._heard = list(heard)
         self._lock = threading.Lock()
         # Open for both directions: the pipe stays open while no rollout worker lives.
         self._pipe = os.open(path, os.O_RDWR)
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def _listen(self) -> None:
         rest = b""
@@ -92,6 +101,8 @@ class Oracle:
             *lines, rest = (rest + os.read(self._pipe, 1 << 16)).split(b"\n")
             with self._lock:
                 for line in lines:
+                    if not line:  # `close` wrote it: acknowledgements are never empty
+                        return
                     episode_id, lsn = line.decode().split()
                     self._heard.append((episode_id, int(lsn)))
 
@@ -99,50 +110,99 @@ class Oracle:
         with self._lock:
             return list(self._heard)
 
+    def close(self) -> None:
+        os.write(self._pipe, b"\n")
+        self._thread.join()
+        os.close(self._pipe)
+
 
 class Run:
-    """One run folder that is started, killed, and resumed."""
+    """One run folder that is started, killed, and resumed; `base`: a copy of another one's, to be gone on with."""
 
-    def __init__(self, scratch: Path, *, engine: str, seed: int) -> None:
+    def __init__(self, scratch: Path, *, engine: str = "transformers", seed: int = 0, base: Run | None = None) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
         self.scratch, self.engine = scratch, engine
-        self.oracle = Oracle(scratch / "acks")
-        settings = {**SMALL, "seed": str(seed), "engine.backend": engine, "root": str(scratch / "runs")}
-        settings["rollout.ack_log"] = str(scratch / "acks")
-        self._start = ["run", "configs/quickstart.yaml", *_options(settings)]
+        self.settings = {"root": str(scratch / "runs"), "rollout.ack_log": str(scratch / "acks")}
         self.process: subprocess.Popen[str] | None = None
-        self.output = ""
+        self._start = {**SMALL, "seed": str(seed), "engine.backend": engine}
+        self._mark = secrets.token_hex(16)
+        if base is not None:
+            shutil.copytree(base.scratch / "runs", scratch / "runs", symlinks=True)
+        heard = [] if base is None else base.oracle.heard()
+        self.oracle: Oracle = Oracle(scratch / "acks", heard=heard)
 
     @property
     def folder(self) -> Path:
         return (self.scratch / "runs" / "latest").resolve()
 
-    def launch(self) -> None:
-        begun = (self.scratch / "runs" / "latest").exists()
-        words = ["resume", str(self.folder)] if begun else self._start
-        self._file = (self.scratch / "output").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "console.main", *words],
-            cwd=ROOT,
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def launch(self, **settings: object) -> None:
+        """`ratchet run`, or `ratchet resume` where there is a folder; `settings` with __ for the dot."""
+        changes = {key.replace("__", "."): str(value) for key, value in settings.items()}
+        if (self.scratch / "runs" / "latest").exists():
+            self.process = self._open("resume", str(self.folder), *_options({**self.settings, **changes}))
+        else:
+            every = {**self._start, **self.settings, **changes}
+            self.process = self._open("run", "configs/quickstart.yaml", *_options(every))
+
+    def _open(self, *words: str) -> subprocess.Popen[str]:
+        with (self.scratch / "output").open("w") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "console.main", *words],
+                cwd=ROOT,
+                env={**os.environ, MARK: self._mark},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def ratchet(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command, while the run lives or after. A traceback is a fault whatever the exit code."""
+        command = [sys.executable, "-m", "console.main", *words]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_S, check=False)
+        assert "Traceback" not in answer.stderr, answer.stderr
+        return answer
+
+    def interrupt(self) -> None:
+        """Ctrl-C, as a terminal sends it: to the driver and every process of its group."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """End every process of this run, whatever became of its parents."""
+        while alive := [process for process in psutil.process_iter() if self._is_ours(process)]:
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=END_S)
+        if self.process is not None:
+            self.process.wait(timeout=END_S)
+        self.oracle.close()
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(MARK) == self._mark)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+    def wait_until(self, happened: Callable[[], bool], *, what: str, timeout_s: float = START_S) -> float:
+        """Seconds until `happened`, while the driver lives. Raises AssertionError with what the driver said."""
+        assert self.process is not None
+        start = time.monotonic()
+        while not happened():
+            if self.process.poll() is not None or time.monotonic() - start > timeout_s:
+                raise AssertionError(f"{what}: not within {timeout_s:g} s, or the run ended:\n{self.read_output()}")
+            time.sleep(0.01)
+        return time.monotonic() - start
 
     def step(self) -> int:
         """The newest learner step that was finished, by the run's own metrics."""
         steps = [line["step"] for line in read_lines(self.folder / "metrics.jsonl") if line["phase"] == "step"]
         return max(steps, default=0)
 
-    def wait_for_step(self, step: int, *, timeout_s: float) -> float:
+    def wait_for_step(self, step: int, *, timeout_s: float = START_S) -> float:
         """Seconds until a step beyond `step` is finished."""
-        start = time.monotonic()
-        while self.step() <= step:
-            assert self.process is not None
-            if self.process.poll() is not None or time.monotonic() - start > timeout_s:
-                raise AssertionError(f"no step after {step} in {timeout_s:g} s:\n{self.read_output()}")
-            time.sleep(0.05)
-        return time.monotonic() - start
+        return self.wait_until(lambda: self.step() > step, what=f"a step after {step}", timeout_s=timeout_s)
 
     def pid(self, role: str) -> int:
         if role == "driver":
@@ -152,26 +212,34 @@ class Run:
         return int(started[-1])
 
     def read_output(self) -> str:
+        """What the last launch printed."""
         return (self.scratch / "output").read_text()
 
-    def wait_end(self) -> tuple[float, int]:
+    def wait_end(self, *, timeout_s: float = END_S) -> tuple[float, int]:
+        """(seconds until the driver ended by itself, its exit code)."""
         assert self.process is not None
         start = time.monotonic()
         try:
-            code = self.process.wait(timeout=END_S)
+            code = self.process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise AssertionError(f"the driver did not end within {END_S:g} s:\n{self.read_output()}") from None
+            raise AssertionError(f"the driver did not end within {timeout_s:g} s:\n{self.read_output()}") from None
         return time.monotonic() - start, code
+
+    def view(self) -> StoreView:
+        return StoreView.open(self.folder / "store")
 
     def check_store(self) -> tuple[int, int, int, bool, bool]:
         """(acknowledged, lost, doubled, ledger balanced, every step has one hash)."""
         heard = self.oracle.heard()
-        view = StoreView.open(self.folder / "store")
-        kept = Counter(episode.episode_id for episode in view.episodes([lsn for _, lsn in heard]))
-        lost = sum(1 for episode_id, _ in heard if not kept[episode_id])
-        doubled = sum(count - 1 for count in Counter(episode_id for episode_id, _ in heard).values())
-        made = Counter(record.step for _, record in view.decisions() if isinstance(record, Version))
+        view = self.view()
+        lsns = [lsn for group in view.fold.groups.values() for lsn in group.lsns.values()]
+        kept = {lsn: episode.episode_id for lsn, episode in zip(lsns, view.episodes(lsns), strict=True)}
+        lost = sum(kept.get(lsn) != episode_id for episode_id, lsn in heard)
+        decisions = [record for _, record in view.decisions()]
+        rows = Counter(row.episode_lsn for record in decisions if isinstance(record, Batch) for row in record.rows)
+        copies = Counter(kept.values())
+        doubled = view.fold.num_doubled + sum(count - 1 for count in (*copies.values(), *rows.values()))
+        made = Counter(record.step for record in decisions if isinstance(record, Version))
         return len(heard), lost, doubled, view.ledger().balanced, max(made.values(), default=1) == 1
 
 
@@ -187,7 +255,7 @@ def play(run: Run, *, number: int, victim: str, moment_s: float) -> Round:
     named = victim == "driver" or (code not in (0, None) and victim in text and "ratchet resume" in text)
     acknowledged, lost, doubled, balanced, equal = run.check_store()
     run.launch()
-    resumed_s = run.wait_for_step(at, timeout_s=START_S)
+    resumed_s = run.wait_for_step(at)
     *_, equal_after = run.check_store()
     return Round(
         number=number,
@@ -207,33 +275,22 @@ def play(run: Run, *, number: int, victim: str, moment_s: float) -> Round:
     )
 
 
-def rounds_with(engine: str, *, rounds: int, seed: int, scratch: Path) -> list[Round]:
+def rounds_with(engine: str, *, rounds: int, seed: int, scratch: Path, victims: Sequence[str] = VICTIMS) -> list[Round]:
     """`rounds` kills of one run; victims in turn, each turn shuffled; then a full replay of what is left."""
     if rounds == 0:
         return []
     chance = random.Random(f"{seed}/{engine}")
-    victims = [name for _ in range(-(-rounds // len(VICTIMS))) for name in chance.sample(VICTIMS, len(VICTIMS))]
-    scratch.mkdir(parents=True)
-    run = Run(scratch, engine=engine, seed=seed)
+    turns = [name for _ in range(-(-rounds // len(victims))) for name in chance.sample(victims, len(victims))]
     results: list[Round] = []
-    run.launch()
-    try:
-        run.wait_for_step(0, timeout_s=START_S)
-        for number, victim in enumerate(victims[:rounds], start=1):
+    with closing(Run(scratch, engine=engine, seed=seed)) as run:
+        run.launch()
+        run.wait_for_step(0)
+        for number, victim in enumerate(turns[:rounds], start=1):
             results.append(play(run, number=number, victim=victim, moment_s=chance.uniform(0.0, 6.0)))
             print(json.dumps(asdict(results[-1]) | {"passed": results[-1].passed}), flush=True)
-    finally:
-        assert run.process is not None
-        if run.process.poll() is None:
-            run.process.send_signal(signal.SIGINT)
-            run.process.wait(timeout=120)
-    replay = subprocess.run(
-        [sys.executable, "-m", "console.main", "replay", str(run.folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        run.interrupt()
+        run.wait_end(timeout_s=DRAIN_S)
+        replay = run.ratchet("replay", str(run.folder))
     print(replay.stdout.strip().splitlines()[-1] if replay.stdout.strip() else replay.stderr, flush=True)
     assert replay.returncode == 0, replay.stdout + replay.stderr
     return results
