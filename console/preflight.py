@@ -6,6 +6,7 @@ import importlib.util
 import resource
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,6 @@ _CONNECT_S = 5.0
 def check(config: RunConfig) -> None:
     """Raises UserError at the first thing that cannot work."""
     _check_model(config)
-    _check_engine(config)
     _check_disk(config)
     _check_cluster(config)
 
@@ -38,13 +38,13 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(asked, f"{folder.absolute()} lacks {', '.join(missing)}", todo)
 
 
-def _check_engine(config: RunConfig) -> None:
-    if config.engine.backend == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "engine.backend: vllm",
-            "vllm is not installed here",
-            "run `make setup`, or take the other engine: --set engine.backend=transformers",
-        )
+def take_engine(config: RunConfig) -> RunConfig:
+    """The configuration with an engine that is installed: vLLM has no wheel for every machine. Says so where it has to
+    take the other one."""
+    if config.engine.backend != "vllm" or importlib.util.find_spec("vllm") is not None:
+        return config
+    print("vllm is not installed here: taking the transformers engine (engine.backend=transformers)", file=sys.stderr)
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"backend": "transformers"})})
 
 
 def _check_disk(config: RunConfig) -> None:

@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Start a run and follow it to its end."""
     overrides = [*(settings or []), *([f"name={json.dumps(name)}"] if name else [])]
-    resolved = load(config, overrides)
+    resolved = preflight.take_engine(load(config, overrides))
     preflight.check(resolved)
     folder = create(resolved)
     try:
