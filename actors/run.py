@@ -15,6 +15,7 @@ from actors.base_model import BaseModel
 from actors.cluster import joined
 from actors.crew import Crew
 from actors.watch import StatusFile, Watch
+from buffers.log.files import write_durably
 from buffers.owner import StoreOwner
 from configs.schema import RunConfig
 from loops.tasks import task_source
@@ -66,14 +67,12 @@ def identify(config: RunConfig, folder: Path) -> UUID:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     if manifest["store_uuid"] is None:
-        # A store that no manifest names never acknowledged anything: no process starts before the name is written.
+        # A store that no manifest names never acknowledged anything: no process starts before the name is on the disk.
         shutil.rmtree(folder / "store", ignore_errors=True)
         owner = StoreOwner.open(folder / "store", config=config, source=task_source(config), create=True)
         owner.close()
         manifest["store_uuid"] = str(owner.uuid)
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(manifest, indent=1) + "\n")
-        draft.replace(path)
+        write_durably(path, (json.dumps(manifest, indent=1) + "\n").encode())
     return UUID(manifest["store_uuid"])
 
 

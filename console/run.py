@@ -49,6 +49,8 @@ def resume(
     run: Annotated[str, typer.Argument(metavar="RUN")], settings: Settings = None, as_json: AsJson = False
 ) -> None:
     """Go on with a run that stopped, failed, or crashed."""
+    from buffers.log.files import write_durably
+
     folder = resolve(run)
     _refuse_live(folder)
     with occupied(folder):
@@ -59,9 +61,7 @@ def resume(
         preflight.check(new)
         announce(compare(old, new))
         if new != old:
-            draft = folder / ".config.yaml"
-            draft.write_text(dump(new))
-            draft.replace(folder / "config.yaml")
+            write_durably(folder / "config.yaml", dump(new).encode())
         code = _drive(new, folder, as_json=as_json)
     raise typer.Exit(code)
 

@@ -30,6 +30,8 @@ def create(config: RunConfig) -> Path:
 
     Raises RunFolderError where the root cannot be written.
     """
+    from buffers.log.files import sync_folder, write_durably
+
     root = Path(config.root).absolute()
     now = datetime.now(UTC)
     try:
@@ -38,7 +40,7 @@ def create(config: RunConfig) -> Path:
         draft = root / f".{folder.name}.{os.getpid()}"
         draft.mkdir()
         try:
-            (draft / "config.yaml").write_text(dump(config))
+            write_durably(draft / "config.yaml", dump(config).encode())
             manifest = {
                 "format": FORMAT,
                 "run": folder.name,
@@ -46,8 +48,9 @@ def create(config: RunConfig) -> Path:
                 "config_hash": config_hash(config),
                 "store_uuid": None,
             }
-            (draft / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            write_durably(draft / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
             draft.rename(folder)
+            sync_folder(root)
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
             raise

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from buffers.log.identity import create_store
 from configs.loader import config_hash, load
 from configs.schema import RunConfig
-from console.run_folder import create, discard, names, read_manifest, resolve
+from console.run_folder import check_store, create, discard, names, occupied, read_manifest, resolve
 from contracts.errors import RunFolderError
 
 
@@ -68,3 +69,29 @@ def test_a_root_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="cannot be written"):
         create(config(tmp_path / "file" / "runs"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_one_driver_at_a_time(tmp_path: Path) -> None:
+    folder = create(config(tmp_path))
+    with occupied(folder), pytest.raises(RunFolderError, match="another process drives it"), occupied(folder):
+        pass
+    with occupied(folder):
+        pass
+
+
+def test_a_run_knows_its_own_store(tmp_path: Path) -> None:
+    folder = create(config(tmp_path))
+    check_store(folder)  # not made yet
+    name_store(folder, str(create_store(folder / "store")))
+    check_store(folder)
+    name_store(folder, "00000000-0000-0000-0000-000000000000")
+    with pytest.raises(RunFolderError, match="holds another store"):
+        check_store(folder)
+    (folder / "store" / "store.json").unlink()
+    with pytest.raises(RunFolderError, match=r"store\.json is missing"):
+        check_store(folder)
+
+
+def name_store(folder: Path, uuid: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"store_uuid": uuid}))
