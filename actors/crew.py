@@ -71,7 +71,7 @@ class Crew:
             try:
                 self.cards[role] = ray.get(ref)
             except ray.exceptions.RayError as error:  # its `serve` call says the same, and ends the run
-                log.warning("a process did not start", extra={"process": role, "detail": str(error)})
+                log.warning("a process did not start", extra={"of": role, "detail": str(error)})
         return len(self.cards) == len(self._actors)
 
     def drain(self) -> None:
@@ -88,7 +88,7 @@ class Crew:
             batch_lsn = open_batch(store) if role.startswith("update") else -1
             store.decide(Failure(role=role, detail=reason, batch_lsn=batch_lsn), session)
         except (RatchetError, ray.exceptions.RayError) as error:
-            log.warning("the death could not be written to the log", extra={"process": role, "detail": str(error)})
+            log.warning("the death could not be written to the log", extra={"of": role, "detail": str(error)})
 
     def dismiss(self) -> None:
         """Stop every process: rollouts first, the store last, each with a deadline, then kill what is left."""
@@ -97,7 +97,7 @@ class Crew:
             try:
                 ray.get(self._actors[role].stop.remote(), timeout=LAST_CALL_S)
             except ray.exceptions.RayError as error:  # dead or stuck already
-                log.info("did not stop by itself", extra={"process": role, "detail": str(error)[:200]})
+                log.info("did not stop by itself", extra={"of": role, "detail": str(error)[:200]})
         for actor in self._actors.values():
             ray.kill(actor)
         self._units.release()
