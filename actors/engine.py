@@ -26,25 +26,16 @@ def build_engine(model_folder: Path, config: RunConfig) -> Engine:
     return TransformersEngine(model_folder, config.engine, version=-1)
 
 
-class EngineActor:
+class EngineActor(Process):
     """contracts.protocols.Engine over Ray calls."""
 
     def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
-        self._process = Process(f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads)
-        self._measure = EngineMeter(self._process.metrics)
+        super().__init__(f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads)
+        self._measure = EngineMeter(self.metrics)
         self._timeout_s = config.engine.timeout_s
         self._in_flight = InFlight(config.engine.in_flight)
         self._engine = build_engine(Path(folder) / "model", config)
         log.info("engine ready")
-
-    @group("main")
-    def serve(self) -> None:
-        """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
-        self._process.stop.wait()
-
-    @group("control")
-    def card(self) -> dict[str, Any]:
-        return self._process.card()
 
     @group("data")
     def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
@@ -75,4 +66,4 @@ class EngineActor:
     @group("control")
     def stop(self) -> None:
         self._engine.close()
-        self._process.stop.set()
+        self.stopping.set()

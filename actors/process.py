@@ -26,6 +26,8 @@ GROUPS = {"data": 32, "control": 4, "publish": 1, "main": 1}
 # The Supervisor is the one restart mechanism and our clients the ones that retry: Ray does neither.
 ACTOR_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": GROUPS}
 
+ANY_ADDRESS = "0.0.0.0"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -34,13 +36,18 @@ def start(kind: type, *arguments: Any, **where: Any) -> Any:
     return ray.remote(**ACTOR_OPTIONS)(kind).options(**where).remote(*arguments)
 
 
+def reachable(host: str) -> str:
+    """The address under which others find what this process serves on `host`."""
+    return str(ray.util.get_node_ip_address()) if host == ANY_ADDRESS else host
+
+
 def group(name: str) -> Callable[[F], F]:
     """Which of GROUPS a method runs in."""
     return cast("Callable[[F], F]", ray.method(concurrency_group=name))
 
 
 class Process:
-    """The common part of every actor: its role, log, and metrics endpoint."""
+    """What every actor is: a role, a log, a metrics endpoint, and a main line that ends when it is told to stop."""
 
     def __init__(self, role: str, *, config: RunConfig, folder: Path, threads: int = 1) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -48,12 +55,23 @@ class Process:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logs.configure(role, run=folder.name, folder=folder / "logs")
-        self.role, self.stop = role, Event()
+        self.role, self.stopping = role, Event()
         self.metrics = Exporter(role=role, run=folder.name)
         self.port = self.metrics.start(config.metrics.host) if config.metrics.enabled else 0
-        self.host = config.metrics.host
+        self.host = reachable(config.metrics.host)
         logging.getLogger(__name__).info("process started", extra={"pid": os.getpid(), "role": role})
 
+    @group("main")
+    def serve(self) -> int | None:
+        """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
+        self.stopping.wait()
+        return None
+
+    @group("control")
+    def stop(self) -> None:
+        self.stopping.set()
+
+    @group("control")
     def card(self) -> dict[str, Any]:
         """Who and where this process is."""
         context = ray.get_runtime_context()

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from typing import Any
 
 from actors.measure import RolloutMeter
@@ -22,14 +22,14 @@ from loops.rollout import Place, Policy, RolloutSlot
 log = logging.getLogger(__name__)
 
 
-class RolloutWorkerActor:
+class RolloutWorkerActor(Process):
     """Acts through engine `rank mod engines`; every slot is a producer of its own."""
 
     def __init__(
         self, config: RunConfig, folder: str, uuid: str, rank: int, store: Any, engines: Sequence[Any]
     ) -> None:
-        self._process = Process(f"rollout-{rank}", config=config, folder=Path(folder))
-        self._meter = RolloutMeter(self._process.metrics)
+        super().__init__(f"rollout-{rank}", config=config, folder=Path(folder))
+        self._meter = RolloutMeter(self.metrics)
         self._config, self._uuid, self._rank = config, uuid, rank
         self._store = StoreClient(store)
         self._environment = start_environment(config)
@@ -38,7 +38,6 @@ class RolloutWorkerActor:
         log.info("environment ready")
         self._ears = AckLog(config.rollout.ack_log)
         self._failure: BaseException | None = None
-        self._wake = Event()
 
     @group("main")
     def serve(self) -> None:
@@ -62,15 +61,13 @@ class RolloutWorkerActor:
                 environment=self._environment,
                 config=self._config,
                 store_uuid=self._uuid,
-                place=Place(
-                    producer=f"{self._process.role}.{slot}", rank=self._rank, world=self._config.rollout.workers
-                ),
+                place=Place(producer=f"{self.role}.{slot}", rank=self._rank, world=self._config.rollout.workers),
                 episode_id=episode_id,
                 hear=self._hear,
-            ).run(self._process.stop)
+            ).run(self.stopping)
         except BaseException as error:  # noqa: BLE001 - a border: the thread's failure becomes the process's
             self._failure = error
-            self._process.stop.set()
+            self.stopping.set()
 
     def _hear(self, episode: Episode, ack: Ack) -> None:
         self._ears.hear(episode, ack)
@@ -81,16 +78,8 @@ class RolloutWorkerActor:
         return evaluate(self._policy, environment=self._environment, config=self._config, version=version, step=step)
 
     @group("control")
-    def card(self) -> dict[str, Any]:
-        return self._process.card()
-
-    @group("control")
     def status(self) -> Mapping[str, Any]:
         return {"environment": self._environment.counts}
-
-    @group("control")
-    def stop(self) -> None:
-        self._process.stop.set()
 
 
 class AckLog:

@@ -15,24 +15,15 @@ from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, L
 from loops.tasks import task_source
 
 
-class StoreActor:
+class StoreActor(Process):
     """contracts.protocols.Store over Ray calls. Every call may be retried."""
 
     def __init__(self, config: RunConfig, folder: str, uuid: str) -> None:
-        self._process = Process("store", config=config, folder=Path(folder))
-        self._measure = StoreMeter(self._process.metrics)
+        super().__init__("store", config=config, folder=Path(folder))
+        self._measure = StoreMeter(self.metrics)
         self._owner = StoreOwner.open(
             Path(folder) / "store", uuid=uuid, config=config, source=task_source(config), take_over=True
         )
-
-    @group("main")
-    def serve(self) -> None:
-        """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
-        self._process.stop.wait()
-
-    @group("control")
-    def card(self) -> dict[str, Any]:
-        return self._process.card()
 
     @group("data")
     def attach(self, producer: str) -> int:
@@ -79,4 +70,4 @@ class StoreActor:
     @group("control")
     def stop(self) -> None:
         self._owner.close()
-        self._process.stop.set()
+        self.stopping.set()

@@ -23,13 +23,13 @@ EVALUATION_S = 600.0
 log = logging.getLogger(__name__)
 
 
-class UpdateWorkerActor:
+class UpdateWorkerActor(Process):
     """Wires one learner; `serve` is the run's main line."""
 
     def __init__(self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any) -> None:
         self._folder, self._config = Path(folder), config
-        self._process = Process("update-0", config=config, folder=self._folder, threads=config.learner.threads)
-        self._meter = UpdateMeter(self._process.metrics, steps=config.steps)
+        super().__init__("update-0", config=config, folder=self._folder, threads=config.learner.threads)
+        self._meter = UpdateMeter(self.metrics, steps=config.steps)
         self._lines = JsonLines(self._folder / "metrics.jsonl")
         self._progress = Progress(step=0, version=-1, phase="starting")
         self._reward: float | None = None
@@ -58,7 +58,7 @@ class UpdateWorkerActor:
         session = learning.describe_session(learner, config)
         loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         loop.recover()
-        loop.run(self._process.stop)
+        loop.run(self.stopping)
         return loop.step
 
     def _evaluate(self, version: int, step: int) -> Evaluation:
@@ -96,10 +96,6 @@ class UpdateWorkerActor:
             shutil.rmtree(folder)
 
     @group("control")
-    def card(self) -> dict[str, Any]:
-        return self._process.card()
-
-    @group("control")
     def status(self) -> Mapping[str, Any]:
         progress, times = self._progress, self._step_times
         step_s = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
@@ -112,11 +108,6 @@ class UpdateWorkerActor:
             "step_s": step_s,
             "warm_start_step": progress.stats.get("warm_start_step"),
         }
-
-    @group("control")
-    def stop(self) -> None:
-        """Drain: the step in hand is finished, then a checkpoint is written."""
-        self._process.stop.set()
 
 
 class MeasuredPublisher:

@@ -17,9 +17,10 @@ from typing import Any
 import ray
 
 from actors.crew import Crew
+from actors.process import reachable
 from configs.schema import RunConfig
 from contracts.errors import ActorDiedError, RatchetError
-from telemetry.exporter import write_targets
+from telemetry.exporter import Exporter, write_targets
 from telemetry.process import start_ticks
 
 log = logging.getLogger(__name__)
@@ -160,10 +161,21 @@ class Watch:
             if role not in waiting:
                 self._asked[actor.status.remote()] = role
         if not self._targets_written and self._crew.meet(timeout_s=0):
+            self._write_targets()
+
+    def _write_targets(self) -> None:
+        """Where Prometheus finds every process of the run, this one included."""
+        metrics = self._config.metrics
+        if metrics.enabled:
             cards = self._crew.cards
-            targets = {role: (card["host"], card["port"]) for role, card in cards.items() if card["port"]}
-            write_targets(self._folder / "metrics" / "targets.json", targets, run=self._folder.name)
-            self._targets_written = True
+            targets = {role: (card["host"], card["port"]) for role, card in cards.items()}
+            driver = Exporter("driver", self._folder.name).start(metrics.host)
+            write_targets(
+                self._folder / "metrics" / "targets.json",
+                {**targets, "driver": (reachable(metrics.host), driver)},
+                run=self._folder.name,
+            )
+        self._targets_written = True
 
 
 class Rate:

@@ -82,7 +82,7 @@ def test_a_run_is_scraped_stopped_resumed_and_replayed(
         ):
             prometheus.await_value(expression, within_s=240)
         processes = prometheus.query('up{job="ratchet"} == 1')
-        assert {one["metric"]["role"] for one in processes} >= {"store", "engine-0", "rollout-0", "update-0"}
+        assert {one["metric"]["role"] for one in processes} == {"driver", "store", "engine-0", "rollout-0", "update-0"}
         assert {one["metric"]["run"] for one in processes} == {run.name}
         most = max(float(one["value"][1]) for one in prometheus.query('count by (role) ({__name__=~"ratchet_.+"})'))
         assert most <= num_series()
