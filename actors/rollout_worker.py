@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -79,7 +80,7 @@ class RolloutWorkerActor(Process):
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
-        return {"environment": self._environment.counts}
+        return {"environment": self._environment.counts, "items": asdict(self._environment.disjoint)}
 
 
 class AckLog:

@@ -76,6 +76,7 @@ class Watch:
 
     def write(self, **fields: Any) -> None:
         update, store = self._answers.get("update-0", {}), self._answers.get("store", {})
+        rollout = self._answers.get("rollout-0", {})
         engines = [answer for role, answer in self._answers.items() if role.startswith("engine")]
         completions = sum(answer["requests"] for answer in engines)
         tokens = sum(answer["completion_tokens"] for answer in engines)
@@ -95,6 +96,7 @@ class Watch:
                 "completions_per_s": rates[0],
                 "tokens_per_s": rates[1],
                 "lag": store.get("ready", 0),
+                "items": rollout.get("items"),
                 "eta_s": None if step_s is None else step_s * (self._config.steps - step),
                 **fields,
             }

@@ -6,9 +6,10 @@ import json
 import select
 import signal
 import sys
+from collections.abc import Mapping
 from os import pidfd_open
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -122,8 +123,18 @@ def _drive(config: RunConfig, folder: Path, *, as_json: bool) -> int:
         if as_json:
             typer.echo(json.dumps(summarise(folder, open_store(folder)) | {"report": str(report)}))
         else:
+            typer.echo(describe_items(read_status(folder)))
             typer.echo(f"report: {report}")
     return code
+
+
+def describe_items(written: Mapping[str, Any]) -> str:
+    """What held-out scores were measured on; the environment compares the questions of both splits before it starts."""
+    items = written.get("items")
+    if not items:
+        return "held-out items: not known"
+    train, held_out, shared = items["train"], items["held_out"], items["shared"]
+    return f"held-out items: {held_out:,}; training items: {train:,}; question texts in both: {shared}"
 
 
 def _refuse_live(folder: Path) -> None:

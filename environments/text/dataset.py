@@ -2,7 +2,7 @@
 
     tasks = TextTasks(config.environment, seed=config.seed)
     tasks.train[7].prompt, tasks.train[7].target        # "pact=", "tcap"
-    tasks.prove_disjoint()                              # Disjoint(train=20000, held_out=512)
+    tasks.prove_disjoint()                              # Disjoint(train=20000, held_out=512, shared=0)
 
 reasoning-gym makes item i of seed s from s + i, so two nearby seeds share most items. Seeds lie as follows; a
 question that is held out is taken out of training all the same, because far seeds still draw the same words:
@@ -44,10 +44,11 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Disjoint:
-    """What was counted when the two splits were compared: distinct questions in each; none is in both."""
+    """What was counted when the two splits were compared: distinct questions in each, and those in both: none."""
 
     train: int
     held_out: int
+    shared: int
 
 
 class TextTasks:
@@ -96,13 +97,15 @@ class TextTasks:
 
     def prove_disjoint(self) -> Disjoint:
         """Compare the splits by question and by prompt; raises AssertionError if they share one."""
+        num_shared = 0
         for part in ("question", "prompt"):
             train, held_out = ({getattr(item, part) for item in items} for items in (self.train, self.held_out))
             shared = train & held_out
+            num_shared += len(shared)
             assert not shared, f"{len(shared)} held-out {part}s are trained on, {min(shared)!r} among them"
             assert len(train) == len(self.train), f"a training {part} occurs twice"
             assert len(held_out) == len(self.held_out), f"a held-out {part} occurs twice"
-        return Disjoint(train=len(self.train), held_out=len(self.held_out))
+        return Disjoint(train=len(self.train), held_out=len(self.held_out), shared=num_shared)
 
 
 class _Draw:

@@ -17,7 +17,7 @@ WORDS = Environment(prompt="{word}=", train_items=300, held_out_items=40)
 
 def test_quickstart_sizes_are_disjoint_and_unique() -> None:
     tasks = TextTasks(WORDS.model_copy(update={"train_items": 20_000, "held_out_items": 512}), seed=0)
-    assert tasks.prove_disjoint() == Disjoint(train=20_000, held_out=512)
+    assert tasks.prove_disjoint() == Disjoint(train=20_000, held_out=512, shared=0)
     assert not {item.question for item in tasks.train} & {item.question for item in tasks.held_out}
     assert len({item.prompt for item in (*tasks.train, *tasks.held_out)}) == 20_512
 
@@ -30,7 +30,7 @@ def test_a_crowded_dataset_is_disjoint_too() -> None:
     first, second = ({dataset[i]["question"] for i in range(300)} for dataset in drawn)
     assert first & second  # the trap is there
     crowded = WORDS.model_copy(update={"parameters": short, "train_items": 900, "held_out_items": 400})
-    assert TextTasks(crowded, seed=0).prove_disjoint() == Disjoint(train=900, held_out=400)
+    assert TextTasks(crowded, seed=0).prove_disjoint() == Disjoint(train=900, held_out=400, shared=0)
 
 
 def test_near_seeds_share_items_in_the_package_but_not_here() -> None:
