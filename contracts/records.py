@@ -53,7 +53,7 @@ class Purpose(str, Enum):
 
 
 class StopReason(str, Enum):
-    """Why an episode ended. The last four carry no reward: they are never a reward of 0."""
+    """Why an episode ended. The last five carry no reward: they are never a reward of 0."""
 
     TERMINATED = "terminated"  # the environment said so
     TRUNCATED = "truncated"  # step limit
@@ -62,6 +62,7 @@ class StopReason(str, Enum):
     ENV_TIMEOUT = "env_timeout"  # the environment hung, after all retries
     ENV_INVALID = "env_invalid"  # it returned nonsense (wrong shape, NaN, infinite reward), after all retries
     ENGINE_ERROR = "engine_error"  # no completion came
+    PROMPT_TOO_LONG = "prompt_too_long"  # and `model.truncation` is `refuse`: nothing was generated
 
 
 class Disposition(str, Enum):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from configs.schema import RunConfig
-from contracts.protocols import Request, Sampling, Verdict
-from contracts.records import Evaluation, IntArray, StopReason
+from contracts.protocols import Request, Sampling
+from contracts.records import Evaluation, IntArray
 from evaluation.heldout import METRIC, Trial, plan, score
 from loops.rollout import Policy, TextEnvironment
 from loops.tasks import derive_seed
@@ -22,14 +22,11 @@ def evaluate(policy: Policy, *, environment: TextEnvironment, config: RunConfig,
     items, samples = config.environment.held_out_items, config.evaluate.samples
     trials = plan(num_items=items, samples=samples)
     prompts = environment.prompts(SPLIT, range(items))
-    prompt_ids = [policy.codec.encode_prompt(prompt.text) for prompt in prompts]
+    prompt_ids = [policy.encode(prompt.text) for prompt in prompts]
     requests = [_request(trial, prompt_ids[trial.index], policy=policy, config=config, step=step) for trial in trials]
-    completions = policy.engine.generate(requests, timeout_s=config.engine.timeout_s)
-    verdicts = [Verdict(reward=None, parts={}, stop_reason=StopReason.ENGINE_ERROR)] * len(trials)
-    answered = [i for i, one in enumerate(completions) if one.stop_reason is not StopReason.ENGINE_ERROR]
-    texts = [(SPLIT, trials[i].index, policy.codec.decode(completions[i].token_ids)) for i in answered]
-    for i, verdict in zip(answered, environment.score(texts), strict=True):
-        verdicts[i] = verdict
+    completions = policy.complete(requests, timeout_s=config.engine.timeout_s)
+    held_out = [(SPLIT, trial.index) for trial in trials]
+    verdicts = policy.judge(completions, environment=environment, items=held_out)
     return Evaluation(
         version=version,
         step=step,

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
+import numpy as np
+
 from configs.schema import RunConfig
+from contracts.errors import PromptTooLongError
 from contracts.protocols import Completion, Prompt, Request, Sampling, Store, Verdict
 from contracts.records import Ack, Episode, IntArray, Lease, Purpose, Span, Step, StopReason
 from loops.tasks import derive_seed
 
+SPOKEN = (StopReason.TERMINATED, StopReason.LENGTH)
 IDLE_FIRST_S, IDLE_MOST_S = 0.002, 0.05  # how long an empty-handed slot waits before it asks again
 
 
@@ -22,7 +26,9 @@ class TextCodec(Protocol):
     @property
     def stop_token_ids(self) -> tuple[int, ...]: ...
 
-    def encode_prompt(self, text: str) -> IntArray: ...
+    def encode_prompt(self, text: str) -> IntArray:
+        """Raises PromptTooLongError where long prompts are refused."""
+        ...
 
     def decode(self, token_ids: IntArray) -> str:
         """The text without special tokens."""
@@ -60,6 +66,41 @@ class Policy:
 
     engine: Generate
     codec: TextCodec
+
+    def encode(self, text: str) -> IntArray:
+        """Prompt ids, or none at all for a prompt that is refused as too long."""
+        try:
+            return self.codec.encode_prompt(text)
+        except PromptTooLongError:
+            return np.empty(0, dtype=np.int32)
+
+    def complete(self, requests: Sequence[Request], *, timeout_s: float) -> list[Completion]:
+        """A completion for each request, in order; requests without a prompt are not sent."""
+        sent = [request for request in requests if len(request.prompt_ids)]
+        answers = iter(self.engine.generate(sent, timeout_s=timeout_s))
+        return [next(answers) if len(request.prompt_ids) else refused(request) for request in requests]
+
+    def judge(
+        self, completions: Sequence[Completion], *, environment: TextEnvironment, items: Sequence[tuple[str, int]]
+    ) -> list[Verdict]:
+        """The environment's word on each completion of (split, index); one that never came has no reward."""
+        verdicts = [Verdict(reward=None, parts={}, stop_reason=one.stop_reason) for one in completions]
+        spoken = [i for i, one in enumerate(completions) if one.stop_reason in SPOKEN]
+        texts = [(*items[i], self.codec.decode(completions[i].token_ids)) for i in spoken]
+        for i, verdict in zip(spoken, environment.score(texts), strict=True):
+            verdicts[i] = verdict
+        return verdicts
+
+
+def refused(request: Request) -> Completion:
+    """What stands for the answer to a prompt that was too long."""
+    return Completion(
+        request_id=request.request_id,
+        token_ids=np.empty(0, dtype=np.int32),
+        log_probs=np.empty(0, dtype=np.float32),
+        spans=(),
+        stop_reason=StopReason.PROMPT_TOO_LONG,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +161,14 @@ class RolloutSlot:
         """Episodes of every missing member, in lease and member order."""
         prompts = self._environment.prompts("train", [lease.task.index for lease in leases])
         work = [
-            (lease, member, self._policy.codec.encode_prompt(prompt.text))
+            (lease, member, self._policy.encode(prompt.text))
             for lease, prompt in zip(leases, prompts, strict=True)
             for member in lease.missing
         ]
         requests = [self._request(lease, member, prompt_ids) for lease, member, prompt_ids in work]
-        completions = self._policy.engine.generate(requests, timeout_s=self._config.engine.timeout_s)
-        verdicts = self._judge([lease for lease, _, _ in work], completions)
+        completions = self._policy.complete(requests, timeout_s=self._config.engine.timeout_s)
+        asked = [("train", lease.task.index) for lease, _, _ in work]
+        verdicts = self._policy.judge(completions, environment=self._environment, items=asked)
         return [
             self._episode(lease, member, prompt_ids, completion, verdict)
             for (lease, member, prompt_ids), completion, verdict in zip(work, completions, verdicts, strict=True)
@@ -148,15 +190,6 @@ class RolloutSlot:
                 seed=seed,
             ),
         )
-
-    def _judge(self, leases: Sequence[Lease], completions: Sequence[Completion]) -> list[Verdict]:
-        lost = Verdict(reward=None, parts={}, stop_reason=StopReason.ENGINE_ERROR)
-        spoken = [i for i, one in enumerate(completions) if one.stop_reason is not StopReason.ENGINE_ERROR]
-        texts = [("train", leases[i].task.index, self._policy.codec.decode(completions[i].token_ids)) for i in spoken]
-        verdicts = [lost] * len(completions)
-        for i, verdict in zip(spoken, self._environment.score(texts), strict=True):
-            verdicts[i] = verdict
-        return verdicts
 
     def _episode(
         self, lease: Lease, member: int, prompt_ids: IntArray, completion: Completion, verdict: Verdict

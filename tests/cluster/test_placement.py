@@ -20,6 +20,7 @@ from configs.loader import dump, load
 from configs.schema import RunConfig
 from contracts.errors import PlacementError
 from loops.tasks import task_source
+from tests.unit.house.guard import foreign_packages
 
 pytestmark = pytest.mark.cluster
 
@@ -72,6 +73,11 @@ def test_processes_hold_disjoint_gpus(two_nodes: Cluster, tmp_path: Path) -> Non
         assert not crew.cards["store"]["gpus"]
     finally:
         crew.dismiss()
+
+
+def test_a_workers_imports_are_ours(two_nodes: Cluster) -> None:
+    """Top-level package names are common words: another distribution must not take one over, in workers either."""
+    assert ray.get(ray.remote(num_cpus=0)(foreign_packages).remote()) == {}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contracts.protocols import Completion, Request, Verdict
-from contracts.records import Disposition, Episode, Purpose, StopReason
+from contracts.errors import PromptTooLongError
+from contracts.protocols import Completion, Request, Sampling, Verdict
+from contracts.records import Disposition, Episode, IntArray, Purpose, StopReason
 from loops.rollout import Place, Policy, RolloutSlot
 from loops.tasks import PermutedSource, derive_seed
 from tests.crash.plain import DigitCodec, GuessingGame, NumpyEngine, PlainRun, plain_config
@@ -94,6 +95,30 @@ def test_an_environment_that_hangs_gives_no_reward_of_zero(run: PlainRun) -> Non
     assert all(
         episode.reward is not None for episode in episodes(run) if episode is not hung and episode.lease != hung.lease
     )
+    run.close()
+
+
+class ShortCodec(DigitCodec):
+    """Refuses the prompts that name an odd item."""
+
+    def encode_prompt(self, text: str) -> IntArray:
+        if int(text) % 2:
+            raise PromptTooLongError("a prompt of 9 tokens; at most 1 is allowed")
+        return super().encode_prompt(text)
+
+
+def test_a_prompt_that_is_too_long_is_data(run: PlainRun) -> None:
+    policy = Policy(engine=run.engine, codec=ShortCodec())
+    assert len(policy.encode("3")) == 0
+    requests = [
+        Request(request_id=text, prompt_ids=policy.encode(text), sampling=Sampling(max_tokens=1)) for text in "3243"
+    ]
+    completions = policy.complete(requests, timeout_s=1.0)
+    assert [one.request_id for one in completions] == ["3", "2", "4", "3"]
+    items = [("train", int(text)) for text in "3243"]
+    verdicts = policy.judge(completions, environment=GuessingGame(), items=items)
+    assert [verdict.reward is None for verdict in verdicts] == [True, False, False, True]
+    assert verdicts[0].stop_reason is StopReason.PROMPT_TOO_LONG
     run.close()
 
 
