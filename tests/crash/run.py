@@ -37,6 +37,7 @@ VICTIMS = ("driver", "engine-0", "update-0", "rollout-0", "store")
 END_S = 30.0  # by when the driver must have ended after a process died
 DRAIN_S = 120.0  # by when a run that was interrupted must have ended
 START_S = 240.0  # by when a resumed run must have made a step
+SETTLE_S = 0.5  # in which what a process sent before it was stopped comes into the log: nothing says that it did
 MARK = "RATCHET_CRASH_RUN"  # in the environment of every process of one `Run`, whoever its parent is by now
 SMALL = {
     "steps": "100000",
@@ -168,8 +169,13 @@ class Run:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def close(self) -> None:
-        """End every process of this run, whatever became of its parents."""
+    def kill(self, role: str) -> None:
+        pid = self.pid(role)
+        assert start_ticks(pid) is not None, f"{role} (pid {pid}) is not there"
+        os.kill(pid, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        """End every process of this run, whatever became of its parents: as if the machine had lost its power."""
         while alive := [process for process in psutil.process_iter() if self._is_ours(process)]:
             for process in alive:
                 with suppress(psutil.NoSuchProcess):
@@ -177,6 +183,9 @@ class Run:
             psutil.wait_procs(alive, timeout=END_S)
         if self.process is not None:
             self.process.wait(timeout=END_S)
+
+    def close(self) -> None:
+        self.kill_all()
         self.oracle.close()
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -185,24 +194,50 @@ class Run:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
-    def wait_until(self, happened: Callable[[], bool], *, what: str, timeout_s: float = START_S) -> float:
+    def wait_until(self, happened: Callable[[], bool], *, what: str, every_s: float = 0.05) -> float:
         """Seconds until `happened`, while the driver lives. Raises AssertionError with what the driver said."""
         assert self.process is not None
         start = time.monotonic()
         while not happened():
-            if self.process.poll() is not None or time.monotonic() - start > timeout_s:
-                raise AssertionError(f"{what}: not within {timeout_s:g} s, or the run ended:\n{self.read_output()}")
-            time.sleep(0.01)
+            if self.process.poll() is not None or time.monotonic() - start > START_S:
+                raise AssertionError(f"{what}: not within {START_S:g} s, or the run ended:\n{self.read_output()}")
+            time.sleep(every_s)
         return time.monotonic() - start
+
+    def wait_for_view(self, shows: Callable[[StoreView], bool], *, what: str, every_s: float = 0.05) -> StoreView:
+        """The store as it was when it first showed this."""
+        view = self.view()
+
+        def look() -> bool:
+            view.refresh()
+            return shows(view)
+
+        self.wait_until(look, what=what, every_s=every_s)
+        return view
+
+    def freeze(self, role: str, *, when: Callable[[StoreView], bool], what: str) -> StoreView:
+        """Stop a process (SIGSTOP) in a moment at which the store shows `when`, and the store as it is then."""
+        while True:
+            view = self.wait_for_view(when, what=what, every_s=0.005)
+            process = psutil.Process(self.pid(role))
+            process.suspend()
+            time.sleep(SETTLE_S)
+            view.refresh()
+            if when(view):
+                return view
+            process.resume()
+
+    def thaw(self, role: str) -> None:
+        psutil.Process(self.pid(role)).resume()
 
     def step(self) -> int:
         """The newest learner step that was finished, by the run's own metrics."""
         steps = [line["step"] for line in read_lines(self.folder / "metrics.jsonl") if line["phase"] == "step"]
         return max(steps, default=0)
 
-    def wait_for_step(self, step: int, *, timeout_s: float = START_S) -> float:
+    def wait_for_step(self, step: int) -> float:
         """Seconds until a step beyond `step` is finished."""
-        return self.wait_until(lambda: self.step() > step, what=f"a step after {step}", timeout_s=timeout_s)
+        return self.wait_until(lambda: self.step() > step, what=f"a step after {step}")
 
     def pid(self, role: str) -> int:
         if role == "driver":
@@ -246,12 +281,11 @@ class Run:
 def play(run: Run, *, number: int, victim: str, moment_s: float) -> Round:
     """One round: the run is up and has made a step; kill, look, resume, wait for a new step."""
     time.sleep(moment_s)
-    pid = run.pid(victim)
-    assert start_ticks(pid) is not None, f"{victim} (pid {pid}) is not there"
-    os.kill(pid, signal.SIGKILL)
+    run.kill(victim)
     ended_s, code = run.wait_end()
     at = run.step()
     text = run.read_output()
+    assert "Traceback" not in text, text
     named = victim == "driver" or (code not in (0, None) and victim in text and "ratchet resume" in text)
     acknowledged, lost, doubled, balanced, equal = run.check_store()
     run.launch()
