@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 from configs.loader import load
 from configs.schema import RunConfig
@@ -18,7 +19,10 @@ MAKE_S = 300.0
 
 
 class BaseModel:
-    """RUN_FOLDER/model: a link to the configured folder, or a model made from nothing by a child process."""
+    """RUN_FOLDER/model: a link to the configured folder, or a model made from nothing by a child process.
+
+    The child lives at most as long as the `with` block. Ctrl-C does not reach it: the driver decides what that means.
+    """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._target = folder / "model"
@@ -28,7 +32,16 @@ class BaseModel:
         if config.model.path is not None:
             self._target.symlink_to(Path(config.model.path).absolute())
         else:
-            self._child = subprocess.Popen([sys.executable, "-m", "actors.base_model", str(folder)])
+            words = [sys.executable, "-m", "actors.base_model", str(folder)]
+            self._child = subprocess.Popen(words, start_new_session=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
 
     def wait(self) -> None:
         """Until the folder is there. Raises LearnerError."""

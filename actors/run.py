@@ -34,8 +34,7 @@ def run(config: RunConfig, *, folder: Path) -> int:
     status.write()
     try:
         uuid = identify(config, folder)
-        model = BaseModel(config, folder)
-        with joined(config), interrupts() as stopped:
+        with BaseModel(config, folder) as model, joined(config), interrupts() as stopped:
             log.info("cluster joined")
             model.wait()
             crew = Crew.hire(config, folder=folder, uuid=str(uuid))
