@@ -91,13 +91,12 @@ class Crew:
             log.warning("the death could not be written to the log", extra={"of": role, "detail": str(error)})
 
     def dismiss(self) -> None:
-        """Stop every process: rollouts first, the store last, each with a deadline, then kill what is left."""
-        order = sorted(self._actors, key=lambda role: (role == "store", role.startswith("engine")))
-        for role in order:
-            try:
-                ray.get(self._actors[role].stop.remote(), timeout=LAST_CALL_S)
-            except ray.exceptions.RayError as error:  # dead or stuck already
-                log.info("did not stop by itself", extra={"of": role, "detail": str(error)[:200]})
+        """Stop every process, the store last, within two deadlines; then kill what is left."""
+        for roles in ([role for role in self._actors if role != "store"], ["store"]):
+            calls = {self._actors[role].stop.remote(): role for role in roles}
+            _, stuck = ray.wait(list(calls), num_returns=len(calls), timeout=LAST_CALL_S)
+            for call in stuck:
+                log.info("did not stop by itself", extra={"of": calls[call]})
         for actor in self._actors.values():
             ray.kill(actor)
         self._units.release()

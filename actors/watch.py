@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -19,11 +20,12 @@ import ray
 from actors.crew import Crew
 from actors.process import reachable
 from configs.schema import RunConfig
-from contracts.errors import ActorDiedError, RatchetError
+from contracts.errors import ActorDiedError, RatchetError, is_disk_full
 from telemetry.exporter import Exporter, write_targets
 from telemetry.process import start_ticks
 
 log = logging.getLogger(__name__)
+RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")  # the last lines of a traceback, unindented
 ASK_S = 1.0  # between two rounds of questions
 ANSWER_S = 5.0  # how long an answer may take before the last one is shown again
 
@@ -45,8 +47,13 @@ class StatusFile:
     def write(self, **fields: Any) -> None:
         self._fields.update(fields, updated=time.time())
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(self._fields, default=str) + "\n")
-        draft.replace(self._path)
+        try:
+            draft.write_text(json.dumps(self._fields, default=str) + "\n")
+            draft.replace(self._path)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            log.warning("status.json could not be written: the disk is full")  # the store says so too, and ends the run
 
 
 class Watch:
@@ -109,7 +116,7 @@ class Watch:
             cause = error.cause
             if isinstance(cause, ray.exceptions.RayActorError):  # a neighbour of this process died: name that one
                 raise self._death(self._dead_role() or role, cause) from None
-            if isinstance(cause, RatchetError):
+            if isinstance(cause, RatchetError | OSError):
                 raise cause from None
             raise
         except ray.exceptions.RayActorError as error:
@@ -140,7 +147,7 @@ class Watch:
 
     def _death(self, role: str, error: Exception) -> ActorDiedError:
         card = self._crew.cards.get(role, {})
-        reason = next((line for line in str(error).splitlines() if "exit" in line.lower()), str(error).split("\n")[0])
+        reason = death_reason(str(error))
         self._crew.note_death(role, reason.strip())
         return ActorDiedError(f"{role} (pid {card.get('pid', '?')}) died: {reason.strip()} {self._way_on()}")
 
@@ -178,6 +185,15 @@ class Watch:
                 run=self._folder.name,
             )
         self._targets_written = True
+
+
+def death_reason(text: str) -> str:
+    """The part of Ray's message that says why: the exception that ended a constructor, else how the process ended."""
+    lines = text.strip().splitlines()
+    raised = [number for number, line in enumerate(lines) if RAISED.match(line)]
+    if raised:
+        return " ".join(line.strip() for line in lines[raised[-1] :])
+    return next((line for line in lines if "exit" in line.lower()), lines[0])
 
 
 class Rate:

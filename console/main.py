@@ -11,9 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 from console import doctor, evaluate, model, replay, run, snapshot, status, submit
-from contracts.errors import RatchetError, StoreFullError, UserError
+from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+FREE_SPACE = "free some space on that disk; the run is whole and `ratchet resume` goes on"
 
 
 class Border(TyperGroup):
@@ -29,7 +30,13 @@ class Border(TyperGroup):
             raise typer.Exit(BAD_INPUT) from None
         except StoreFullError as error:
             _say("error: ", str(error))
-            _say("to do: ", "free some space on that disk; the run is whole and `ratchet resume` goes on")
+            _say("to do: ", FREE_SPACE)
+            raise typer.Exit(BAD_INPUT) from None
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            _say("error: ", f"no space is left for {error.filename or 'the files of this run'}")
+            _say("to do: ", FREE_SPACE)
             raise typer.Exit(BAD_INPUT) from None
         except RatchetError as error:
             _say(f"{type(error).__name__}: ", " ".join(str(error).split("\n")))

@@ -22,6 +22,10 @@ RatchetError
 └── ActorDiedError            a process of the run died; names it and the command that goes on
 """
 
+import errno
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: RLIMIT_FSIZE, or the file system's limit
+
 
 class RatchetError(Exception):
     """Root of every error that Ratchet raises on purpose."""
@@ -69,6 +73,12 @@ class FencedError(StoreError):
 
 class StoreFullError(StoreError):
     """The disk is full. Nothing was written; reads go on."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space. Libraries that wrap the system's error keep its number in the text."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in FULL_DISK or any(f"os error {full})" in str(error) for full in FULL_DISK)
 
 
 class StoreStoppedError(StoreError):

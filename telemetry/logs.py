@@ -45,6 +45,7 @@ def configure(role: str, *, run: str, folder: Path | None, level: int = logging.
 
     Without a folder and without a terminal the JSON lines go to standard error. A second call replaces the first.
     """
+    logging.raiseExceptions = False  # a full disk must not fill the terminal with tracebacks of the log itself
     handlers: list[logging.Handler] = []
     json_lines = JsonFormatter(role, run=run)
     if folder is not None:

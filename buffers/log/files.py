@@ -6,8 +6,6 @@ import errno
 import os
 from pathlib import Path
 
-FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: RLIMIT_FSIZE, or the file system's limit
-
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable: those created, renamed and removed so far."""

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from buffers.log.files import FULL_ERRORS, write_all, write_durably
+from buffers.log.files import write_all, write_durably
 from buffers.log.frames import FORMAT_VERSION
 from buffers.log.watermark import read_boot_id
-from contracts.errors import FormatError, StoreBusyError, StoreError, StoreFullError, StoreIdentityError
+from contracts.errors import FormatError, StoreBusyError, StoreError, StoreFullError, StoreIdentityError, is_disk_full
 
 _EXIT_WAIT_S = 10.0  # a killed process goes at once, unless the kernel is stuck in its input or output
 
@@ -112,7 +112,7 @@ def claim(folder: Path, *, uuid: UUID, take_over: bool = False) -> Claim:
         write_durably(folder / "epoch", f"{epoch}\n".encode())
     except OSError as error:
         os.close(fd)
-        if error.errno in FULL_ERRORS:
+        if is_disk_full(error):
             raise StoreFullError(f"{folder}: no room to claim the store: {error.strerror}") from error
         raise
     except BaseException:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from buffers.log.files import FULL_ERRORS, find_data_end, sync_folder, write_durably
+from buffers.log.files import find_data_end, sync_folder, write_durably
 from buffers.log.frames import FIRST_DIGEST, MORE, RawFrame
 from buffers.log.segments import Gap, list_starts, name_segment, read_schema, walk
 from buffers.log.watermark import Watermark, read_boot_id, read_watermark
-from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError
+from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError, is_disk_full
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _keep_tear(path: Path, *, start_lsn: int, begin: int, limit_lsn: int | None)
         torn = path.with_name(f"{begin:016x}-{os.urandom(4).hex()}.torn")
         write_durably(torn, os.pread(fd, num_bytes, begin - start_lsn))
     except OSError as error:
-        if error.errno in FULL_ERRORS:
+        if is_disk_full(error):
             raise StoreFullError(f"{path}: no room to keep the torn bytes from LSN {begin}; nothing was cut") from error
         raise
     finally:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import numpy as np
 
-from buffers.log.files import FULL_ERRORS, find_data_end, publish, write_all
+from buffers.log.files import find_data_end, publish, write_all
 from buffers.log.frames import (
     HEADER_BYTES,
     RawFrame,
@@ -28,7 +28,7 @@ from buffers.log.frames import (
     decode_schema,
     derive_salt,
 )
-from contracts.errors import FencedError, StoreFullError, StoreIdentityError
+from contracts.errors import FencedError, StoreFullError, StoreIdentityError, is_disk_full
 
 _NAME = re.compile(r"([0-9a-f]{16})\.seg")
 _CHUNK_BYTES = 1 << 20
@@ -91,7 +91,7 @@ class SegmentFile:
             publish(temporary, path)
         except OSError as error:
             os.close(fd)
-            if error.errno in FULL_ERRORS:
+            if is_disk_full(error):
                 raise StoreFullError(f"{folder}: no room for a segment of {size} bytes: {error.strerror}") from error
             if isinstance(error, FileExistsError):
                 raise FencedError(f"{path} was made by another owner") from error

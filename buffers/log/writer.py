@@ -21,12 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from buffers.log.files import FULL_ERRORS, sync_folder
+from buffers.log.files import sync_folder
 from buffers.log.frames import FIRST_DIGEST, Encoder, check_records, count_frame_bytes
 from buffers.log.recovery import Recovery, examine, refuse_rot, repair
 from buffers.log.segments import SegmentFile, list_starts
 from buffers.log.watermark import WatermarkFile
-from contracts.errors import FencedError, StoreError, StoreFullError, StoreIdentityError, StoreStoppedError
+from contracts.errors import (
+    FencedError,
+    StoreError,
+    StoreFullError,
+    StoreIdentityError,
+    StoreStoppedError,
+    is_disk_full,
+)
 
 _SCHEMA_ROOM_BYTES = 1024  # more than a SCHEMA frame takes
 _OS_SYNC_LAG_S = 0.05  # what only `os` callers wrote is synced, and so becomes visible, this late at most
@@ -321,7 +328,7 @@ class LogWriter:
         try:
             self._active.write(data, lsn=self._end_lsn)
         except OSError as error:
-            if error.errno not in FULL_ERRORS:
+            if not is_disk_full(error):
                 raise
             self._digest = digest
             self._seal()  # cuts what was half-written; the next append starts a segment, if there is room
