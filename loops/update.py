@@ -19,7 +19,7 @@ from threading import Event
 from typing import Protocol
 
 from configs.schema import RunConfig
-from contracts.errors import LearnerError, RatchetError
+from contracts.errors import LearnerError, RatchetError, RunFolderError
 from contracts.protocols import BatchRequest, Learner, StepResult, Store, WeightSet
 from contracts.records import (
     Batch,
@@ -126,10 +126,20 @@ class UpdateLoop:
         self._at.records, self._recovering = [], False
 
     def _compare_fingerprints(self, records: Sequence[tuple[int, ControlRecord]]) -> None:
-        """Before anything is computed: say what the bits depend on and is another than it was in the last session."""
+        """Before anything is computed: say what the bits depend on and is another than it was in the last session.
+
+        Raises RunFolderError where the base weights are others: nothing that was learned from them could be rebuilt.
+        """
         earlier = [r for lsn, r in records if isinstance(r, Session) and r.role == "learner" and lsn != self._session]
         if not earlier:
             return
+        if earlier[-1].base_weights != self._session_record.base_weights:
+            raise RunFolderError(
+                f"resume {self._folder.name}",
+                f"its base model is another than the one it began with: {self._session_record.base_weights[:16]}, "
+                f"not {earlier[-1].base_weights[:16]}",
+                f"put the old one back at {self._folder / 'model'}, or start a new run",
+            )
         was, now = earlier[-1].fingerprint, self._session_record.fingerprint
         changed = {name: f"{was.get(name)} -> {now.get(name)}" for name in was | now if was.get(name) != now.get(name)}
         if changed:

@@ -158,7 +158,9 @@ Wrap = Callable[[str, Any], Any]
 class PlainRun:
     """One process's worth of a run: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
 
-    def __init__(self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port) -> None:
+    def __init__(
+        self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port, base: str = ""
+    ) -> None:
         self.folder, self.config = folder, config
         self.source = PermutedSource("guess", num_items=50, seed=1)
         self.uuid = self._identity()
@@ -185,7 +187,7 @@ class PlainRun:
             prune=lambda: None,
             evaluate=self._evaluate,
         )
-        session = Session(role="learner", epoch=0, fingerprint=dict(self.learner.fingerprint()))
+        session = Session(role="learner", epoch=0, base_weights=base, fingerprint=dict(self.learner.fingerprint()))
         self.loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         self.slot = RolloutSlot(
             store,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from contracts.errors import RunFolderError
 from contracts.records import Batch, Kind, Skip, Version
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
 
@@ -113,6 +114,16 @@ def check_ledger(run: PlainRun, *, heard: list[tuple[str, int]]) -> None:
         assert by_id.pop(episode.episode_id) is not None
     assert not by_id, "acknowledged episodes were lost"
     reopened.close()
+
+
+def test_another_base_model_is_refused(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, config=plain_config(), base="a" * 64)
+    run.go()
+    run.close()
+    again = PlainRun(tmp_path, config=plain_config(), base="b" * 64)
+    with pytest.raises(RunFolderError, match="base model is another"):
+        again.go()
+    again.close()
 
 
 def test_a_batch_that_fails_twice_is_skipped(tmp_path: Path) -> None:
