@@ -127,6 +127,7 @@ class Run:
         self.process: subprocess.Popen[str] | None = None
         self._start = {**SMALL, "seed": str(seed), "engine.backend": engine}
         self._mark = secrets.token_hex(16)
+        self._session = -1  # of the learner of the launch before
         if base is not None:
             shutil.copytree(base.scratch / "runs", scratch / "runs", symlinks=True)
         heard = [] if base is None else base.oracle.heard()
@@ -140,6 +141,7 @@ class Run:
         """`ratchet run`, or `ratchet resume` where there is a folder; `settings` with __ for the dot."""
         changes = {key.replace("__", "."): str(value) for key, value in settings.items()}
         if (self.scratch / "runs" / "latest").exists():
+            self._session = self.view().fold.sessions["learner"]
             self.process = self._open("resume", str(self.folder), *_options({**self.settings, **changes}))
         else:
             every = {**self._start, **self.settings, **changes}
@@ -239,6 +241,20 @@ class Run:
         """Seconds until a step beyond `step` is finished."""
         return self.wait_until(lambda: self.step() > step, what=f"a step after {step}")
 
+    def wait_to_go_on(self) -> float:
+        """Seconds until a resumed run's own learner made a step that was not there before.
+
+        By the log, which takes nothing of an older learner: for a moment its processes outlive a killed driver.
+        """
+
+        def shows(view: StoreView) -> bool:
+            session = view.fold.sessions["learner"]
+            return session > self._session and any(lsn > session for lsn in view.fold.version_lsns.values())
+
+        start = time.monotonic()
+        self.wait_for_view(shows, what="a new step of a resumed run")
+        return time.monotonic() - start
+
     def pid(self, role: str) -> int:
         if role == "driver":
             assert self.process is not None
@@ -289,7 +305,7 @@ def play(run: Run, *, number: int, victim: str, moment_s: float) -> Round:
     named = victim == "driver" or (code not in (0, None) and victim in text and "ratchet resume" in text)
     acknowledged, lost, doubled, balanced, equal = run.check_store()
     run.launch()
-    resumed_s = run.wait_for_step(at)
+    resumed_s = run.wait_to_go_on()
     *_, equal_after = run.check_store()
     return Round(
         number=number,
