@@ -112,11 +112,13 @@ def lock(build: str, *, upgrade: bool) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resolve deploy/locks/*.in into *.txt.")
-    parser.add_argument("builds", nargs="*", choices=BUILDS, default=BUILDS, help="which locks (all)")
+    parser.add_argument("builds", nargs="*", metavar="|".join(BUILDS), help="which locks (all)")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions, not those pinned now")
     arguments = parser.parse_args()
+    if unknown := set(arguments.builds) - set(BUILDS):
+        parser.error(f"no such lock: {', '.join(sorted(unknown))}; there is {', '.join(BUILDS)}")
     for build in BUILDS:
-        if build in arguments.builds:
+        if build in (arguments.builds or BUILDS):
             print(f"deploy/locks/{build}.txt: {lock(build, upgrade=arguments.upgrade)} packages", flush=True)
 
 
