@@ -16,7 +16,7 @@ from contracts.records import Evaluation, Served, Version
 from loops import replay as replaying
 from loops.evaluate import evaluate
 from loops.replay import ReplayedStep
-from loops.rollout import Policy
+from loops.text import Policy
 
 
 def replay_run(

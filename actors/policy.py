@@ -29,7 +29,7 @@ def warm_start_pairs(config: RunConfig, codec: TokenizerCodec) -> list[tuple[Int
 
 
 class TokenizerCodec:
-    """loops.rollout.TextCodec by a Hugging Face tokenizer."""
+    """loops.text.TextCodec by a Hugging Face tokenizer."""
 
     def __init__(self, model_folder: Path, config: RunConfig) -> None:
         self._tokenizer, self._config = load_tokenizer(model_folder), config

@@ -18,7 +18,8 @@ from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
 from loops.evaluate import evaluate
-from loops.rollout import Place, Policy, RolloutSlot
+from loops.rollout import Place, RolloutSlot
+from loops.text import Policy, TextPlayer
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ class RolloutWorkerActor(Process):
         try:
             RolloutSlot(
                 self._store,
-                policy=self._policy,
-                environment=self._environment,
-                config=self._config,
+                player=TextPlayer(self._policy, self._environment, config=self._config),
                 store_uuid=self._uuid,
                 place=Place(producer=f"{self.role}.{slot}", rank=self._rank, world=self._config.rollout.workers),
                 episode_id=episode_id,

@@ -38,7 +38,7 @@ ScoreItem = tuple[str, int, str]  # (split, index, completion)
 
 
 class EnvironmentHost:
-    """Prompts and verdicts of one environment, as loops/rollout.py wants them. Thread-safe: calls take turns."""
+    """Prompts and verdicts of one environment, as loops/text.py wants them. Thread-safe: calls take turns."""
 
     def __init__(self, environment: Environment, *, seed: int) -> None:
         """Starts the child and returns at once; the first call waits until it is ready and raises its UserError."""

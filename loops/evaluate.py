@@ -8,8 +8,8 @@ from configs.schema import RunConfig
 from contracts.protocols import Request, Sampling
 from contracts.records import Evaluation, IntArray
 from evaluation.heldout import METRIC, Trial, plan, score
-from loops.rollout import Policy, TextEnvironment
 from loops.tasks import derive_seed
+from loops.text import Policy, TextEnvironment
 
 SPLIT = "held_out"
 
@@ -40,7 +40,7 @@ def evaluate(policy: Policy, *, environment: TextEnvironment, config: RunConfig,
 
 def _request(trial: Trial, prompt_ids: IntArray, *, policy: Policy, config: RunConfig, step: int) -> Request:
     sample = "greedy" if trial.sample is None else str(trial.sample)
-    seeded = config.engine.backend == "transformers"  # as in loops/rollout.py
+    seeded = config.engine.backend == "transformers"  # as in loops/text.py
     return Request(
         request_id=f"held-out:{step}:{trial.index}:{sample}",
         prompt_ids=prompt_ids,

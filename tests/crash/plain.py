@@ -21,8 +21,9 @@ from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, 
 from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
 from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, Session, Span, StopReason
 from loops.publish import Publisher
-from loops.rollout import Place, Policy, RolloutSlot
+from loops.rollout import Place, RolloutSlot
 from loops.tasks import PermutedSource
+from loops.text import Policy, TextPlayer
 from loops.update import UpdateLoop, UpdatePorts
 
 VOCABULARY = 4
@@ -120,7 +121,7 @@ class NumpyEngine:
 
 
 class GuessingGame:
-    """Rewards the token that the item's index names. loops.rollout.TextEnvironment."""
+    """Rewards the token that the item's index names. loops.text.TextEnvironment."""
 
     name, version, reward_code = "guess", "1", "guess-1"
 
@@ -136,7 +137,7 @@ class GuessingGame:
 
 
 class DigitCodec:
-    """One token, one digit. loops.rollout.TextCodec."""
+    """One token, one digit. loops.text.TextCodec."""
 
     stop_token_ids: tuple[int, ...] = ()
 
@@ -191,9 +192,7 @@ class PlainRun:
         self.loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         self.slot = RolloutSlot(
             store,
-            policy=Policy(engine=self.engine, codec=DigitCodec()),
-            environment=GuessingGame(),
-            config=config,
+            player=TextPlayer(Policy(engine=self.engine, codec=DigitCodec()), GuessingGame(), config=config),
             store_uuid=str(self.uuid),
             place=Place(producer="rollout-0.0"),
             episode_id=episode_id,

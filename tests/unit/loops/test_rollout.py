@@ -12,8 +12,9 @@ import pytest
 from contracts.errors import PromptTooLongError
 from contracts.protocols import Completion, Request, Sampling, Verdict
 from contracts.records import Disposition, Episode, IntArray, Purpose, StopReason
-from loops.rollout import Place, Policy, RolloutSlot
+from loops.rollout import Place, RolloutSlot
 from loops.tasks import PermutedSource, derive_seed
+from loops.text import Policy, TextPlayer
 from tests.crash.plain import DigitCodec, GuessingGame, NumpyEngine, PlainRun, plain_config
 
 
@@ -51,11 +52,10 @@ def run(tmp_path: Path) -> PlainRun:
 
 
 def slot(run: PlainRun, *, engine: NumpyEngine | None = None, game: GuessingGame | None = None) -> RolloutSlot:
+    policy = Policy(engine=engine or run.engine, codec=DigitCodec())
     return RolloutSlot(
         run.owner,
-        policy=Policy(engine=engine or run.engine, codec=DigitCodec()),
-        environment=game or GuessingGame(),
-        config=run.config,
+        player=TextPlayer(policy, game or GuessingGame(), config=run.config),
         store_uuid=str(run.uuid),
         place=Place(producer="rollout-0.0"),
         episode_id=lambda uuid, lease, member: f"{uuid}-{lease}-{member}",
