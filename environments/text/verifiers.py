@@ -9,14 +9,9 @@ finite number. Anything else that it does (raise, hang, return nonsense) ends th
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
 from collections.abc import Callable
-from pathlib import Path
-from types import NoneType
-from typing import Any
 
+from configs.objects import code_hash, load_object
 from contracts.errors import UserError
 from environments.text.catalogue import Entry
 
@@ -48,40 +43,10 @@ def find_verifier(name: str, score_answer: Verifier) -> tuple[Verifier, str]:
     return verifier, code_hash(verifier)
 
 
-def code_hash(*functions: Callable[..., Any]) -> str:
-    """SHA-256 (hex) of names and whole source files: a helper that changed beside a function counts too."""
-    digest = hashlib.sha256()
-    for function in functions:
-        named = function if hasattr(function, "__qualname__") else type(function)  # an object with __call__
-        owner = type(getattr(function, "__self__", None))  # a data set may inherit its verifier
-        for part in (named, owner) if owner is not NoneType else (named,):
-            digest.update(part.__qualname__.encode() + b"\0" + _source(part) + b"\0")
-    return digest.hexdigest()
-
-
-def _source(part: Callable[..., Any]) -> bytes:
-    """The whole file that defines it; what is compiled has its module's name alone."""
-    try:
-        return Path(inspect.getfile(part)).read_bytes()
-    except TypeError:
-        return part.__module__.encode()
-
-
 def _imported(name: str) -> Verifier:
     asked = f"The verifier {name} was asked for (environment.verifier)."
-    module_name, colon, object_name = name.partition(":")
-    if not (module_name and colon and object_name):
+    if ":" not in name:
         todo = "Set it to dataset, positions, or module:object from your own folder."
         raise UserError(asked, "There is none of that name.", todo)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a named border: the user's own module may fail in any way
-        found = f"Importing {module_name} failed: {type(error).__name__}: {error}."
-        raise UserError(asked, found, "Run from the folder that holds the module, and see that it imports.") from error
-    verifier = getattr(module, object_name, None)
-    if not callable(verifier):
-        found = f"{module_name} has no function {object_name}."
-        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(asked, found, f"It has: {', '.join(callables) or 'none'}.")
-    found_verifier: Verifier = verifier
-    return found_verifier
+    verifier: Verifier = load_object(name, asked=asked)
+    return verifier

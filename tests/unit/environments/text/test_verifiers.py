@@ -59,10 +59,10 @@ def test_a_function_of_the_users_folder(tmp_path: Path, monkeypatch: pytest.Monk
     ("name", "words"),
     [
         ("exact", "none of that name"),
-        (":short", "none of that name"),
+        (":short", "not of the form"),
         ("nowhere_to_be_found:short", "No module named"),
-        ("string:digits", "no function digits"),
-        ("string:nothing", "no function nothing"),
+        ("string:digits", "string has digits"),
+        ("string:nothing", "string has no nothing"),
     ],
 )
 def test_a_wrong_name_is_explained(name: str, words: str) -> None:

@@ -1,0 +1,86 @@
+"""Find what a configuration names as `module:object` in the user's own folder, and hash its code.
+
+    loss = load_object("my_losses:cispo", asked="The policy loss my_losses:cispo was asked for (learner.loss).")
+
+The folder is put at the end of Python's search path, so that a `models.py` there never takes the place of a package of
+Ratchet's; where another module of that name comes first, the error says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, NoneType
+from typing import Any
+
+from contracts.errors import UserError
+
+FORM = "module:object"
+
+
+def load_object(name: str, *, asked: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The function, class or callable object that `name` (`module:object`) names.
+
+    `asked` is the first sentence of every error. `folder` holds the user's modules; None: the working directory.
+    Raises UserError where the name has another form, the import fails, or the module holds no such callable.
+    """
+    module_name, colon, object_name = name.partition(":")
+    if not (module_name and colon and object_name.isidentifier()):
+        raise UserError(asked, f"{name!r} is not of the form {FORM}.", f"Write it as {FORM}, as in my_module:my_name.")
+    home = (Path.cwd() if folder is None else folder).resolve()
+    module = _import(module_name, home, asked=asked)
+    found = getattr(module, object_name, None)
+    if not callable(found):
+        here = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        kind = f"no {object_name}" if found is None else f"{object_name}, which cannot be called"
+        raise UserError(asked, f"{module_name} has {kind}.", f"It has: {', '.join(here) or 'nothing that can be'}.")
+    result: Callable[..., Any] = found
+    return result
+
+
+def code_hash(*functions: Callable[..., Any]) -> str:
+    """SHA-256 (hex) of names and whole source files: a helper that changed beside a function counts too.
+
+    What the file imports from others does not.
+    """
+    digest = hashlib.sha256()
+    for function in functions:
+        named = function if hasattr(function, "__qualname__") else type(function)  # an object with __call__
+        owner = type(getattr(function, "__self__", None))  # a method may be inherited
+        for part in (named, owner) if owner is not NoneType else (named,):
+            digest.update(part.__qualname__.encode() + b"\0" + _source(part) + b"\0")
+    return digest.hexdigest()
+
+
+def _import(name: str, home: Path, *, asked: str) -> ModuleType:
+    if str(home) not in sys.path:
+        sys.path.append(str(home))
+    importlib.invalidate_caches()  # the file may be younger than Python's last look into the folder
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        found = f"Importing {name} failed: {type(error).__name__}: {error}."
+        raise UserError(asked, found, f"See that {_file_of(name, home)} is there and imports by itself.") from error
+    own, taken = _file_of(name, home), getattr(module, "__file__", None)
+    if own.exists() and (taken is None or Path(taken).resolve() != own):
+        found = f"The name {name} already means {taken or 'a module of Python itself'}."
+        raise UserError(asked, found, f"Give {own} another name.")
+    return module
+
+
+def _file_of(name: str, home: Path) -> Path:
+    """Where the module lies if it is one of the folder's own."""
+    path = home.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
+
+
+def _source(part: Callable[..., Any]) -> bytes:
+    """The whole file that defines it; what is compiled has its module's name alone."""
+    try:
+        return Path(inspect.getfile(part)).read_bytes()
+    except TypeError:
+        return part.__module__.encode()
