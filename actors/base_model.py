@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from actors.tenants import tenant
 from configs.loader import load
 from configs.schema import RunConfig
 from contracts.errors import LearnerError
@@ -50,12 +51,10 @@ class BaseModel:
 
 
 def main(folder: Path) -> None:
-    from models.init import init_model
-
     config = load(folder / "config.yaml")
     draft = folder / ".model"
     shutil.rmtree(draft, ignore_errors=True)
-    init_model(draft, settings=config.model.init, seed=config.seed)
+    tenant(config).make_model(draft)
     draft.rename(folder / "model")
 
 

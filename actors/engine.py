@@ -1,4 +1,4 @@
-"""An inference engine as an actor: vLLM or transformers, whichever the configuration names."""
+"""An inference engine as an actor, whichever the configuration names."""
 
 from __future__ import annotations
 
@@ -9,36 +9,26 @@ from typing import Any
 
 from actors.measure import EngineMeter
 from actors.process import Process, group
+from actors.tenants import tenant
 from configs.schema import RunConfig
-from contracts.protocols import Completion, Engine, InFlight, Request, WeightSet
+from contracts.protocols import InFlight, WeightSet
 
 log = logging.getLogger(__name__)
 
 
-def build_engine(model_folder: Path, config: RunConfig) -> Engine:
-    """The configured engine, loaded with the base model's weights."""
-    if config.engine.backend == "vllm":
-        from inference.vllm_engine import VllmEngine
-
-        return VllmEngine(model_folder, config.engine, version=-1)
-    from inference.transformers_engine import TransformersEngine
-
-    return TransformersEngine(model_folder, config.engine, version=-1)
-
-
 class EngineActor(Process):
-    """contracts.protocols.Engine over Ray calls."""
+    """contracts.protocols.InferenceEngine over Ray calls: what requests and answers are, only the engine knows."""
 
     def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
         super().__init__(f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads)
         self._measure = EngineMeter(self.metrics)
         self._timeout_s = config.engine.timeout_s
         self._in_flight = InFlight(config.engine.in_flight)
-        self._engine = build_engine(Path(folder) / "model", config)
+        self._engine = tenant(config).build_engine(Path(folder) / "model")
         log.info("engine ready")
 
     @group("data")
-    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+    def generate(self, requests: Sequence[Any], *, timeout_s: float, guard: bool = False) -> list[Any]:
         return self._engine.generate(requests, timeout_s=timeout_s, guard=guard)
 
     @group("publish")
@@ -50,7 +40,7 @@ class EngineActor(Process):
         self._engine.push(weights)
 
     @group("publish")
-    def probe(self, requests: Sequence[Request]) -> list[Completion]:
+    def probe(self, requests: Sequence[Any]) -> list[Any]:
         return self._engine.generate(requests, timeout_s=self._timeout_s, guard=True)
 
     @group("publish")

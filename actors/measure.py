@@ -51,9 +51,12 @@ class UpdateMeter:
         for part, seconds in progress.seconds.items():
             metrics.observe("ratchet_step_seconds", seconds, part=part)
         if progress.evaluation is not None:
+            scores = progress.evaluation.scores
             for decoding in ("sampled", "greedy"):
-                value = progress.evaluation.scores[f"{decoding}_accuracy"]
-                metrics.set("ratchet_held_out_accuracy", value, decoding=decoding)
+                if f"{decoding}_accuracy" in scores:
+                    metrics.set("ratchet_held_out_accuracy", scores[f"{decoding}_accuracy"], decoding=decoding)
+            if "greedy_return" in scores:
+                metrics.set("ratchet_greedy_return", scores["greedy_return"])
         if progress.phase != "step":
             return
         metrics.set("ratchet_last_step_timestamp_seconds", time.time())

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.engine import build_engine
-from actors.learning import build_learner
-from actors.policy import TokenizerCodec, start_environment
+from actors.tenants import tenant
 from buffers.view import StoreView
 from configs.loader import load
 from contracts.errors import RunFolderError
 from contracts.protocols import InFlight, Learner
 from contracts.records import Evaluation, Served, Version
 from loops import replay as replaying
-from loops.evaluate import evaluate
 from loops.replay import ReplayedStep
-from loops.text import Policy
 
 
 def replay_run(
@@ -27,7 +23,7 @@ def replay_run(
     return replaying.replay(
         StoreView.open(folder / "store"),
         folder=folder,
-        learner=build_learner(folder, config),
+        learner=tenant(config).build_learner(folder),
         until=until,
         on_step=on_step,
     )
@@ -38,7 +34,7 @@ def rebuild_version(folder: Path, version: int | None) -> tuple[Learner, Version
     view = StoreView.open(folder / "store")
     if version is None:
         version = newest_served(view, folder)
-    learner = build_learner(folder, load(folder / "config.yaml"))
+    learner = tenant(load(folder / "config.yaml")).build_learner(folder)
     made = replaying.rebuild(view, folder=folder, learner=learner, version=version)
     return learner, made
 
@@ -47,16 +43,16 @@ def evaluate_version(folder: Path, version: int | None) -> Evaluation:
     """Held-out scores of a version on an engine of its own."""
     config = load(folder / "config.yaml")
     learner, made = rebuild_version(folder, version)
-    engine = build_engine(folder / "model", config)
-    environment = start_environment(config)
+    kind = tenant(config)
+    engine = kind.build_engine(folder / "model")
+    stage = kind.open_stage(folder, engine, rank=0)
     try:
         engine.pause(InFlight.FINISH, timeout_s=config.engine.timeout_s)
         engine.push(learner.weights(made.version))
         engine.resume()
-        policy = Policy(engine=engine, codec=TokenizerCodec(folder / "model", config))
-        return evaluate(policy, environment=environment, config=config, version=made.version, step=made.step)
+        return stage.evaluate(made.version, made.step)
     finally:
-        environment.close()
+        stage.close()
         engine.close()
 
 

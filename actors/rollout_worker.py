@@ -1,25 +1,22 @@
-"""A rollout worker: its environments in a child process, its slots as threads, and the held-out evaluation."""
+"""A rollout worker: its environments, its slots as threads, and the held-out evaluation."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 from actors.measure import RolloutMeter
-from actors.policy import TokenizerCodec, start_environment
 from actors.process import Process, group
+from actors.tenants import tenant
 from actors.transport import EngineClient, StoreClient
 from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
-from loops.evaluate import evaluate
 from loops.rollout import Place, RolloutSlot
-from loops.text import Policy, TextPlayer
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +31,8 @@ class RolloutWorkerActor(Process):
         self._meter = RolloutMeter(self.metrics)
         self._config, self._uuid, self._rank = config, uuid, rank
         self._store = StoreClient(store)
-        self._environment = start_environment(config)
         engine = EngineClient(engines[rank % len(engines)])
-        self._policy = Policy(engine=engine, codec=TokenizerCodec(Path(folder) / "model", config))
+        self._stage = tenant(config).open_stage(Path(folder), engine, rank=rank)
         log.info("environment ready")
         self._ears = AckLog(config.rollout.ack_log)
         self._failure: BaseException | None = None
@@ -51,7 +47,7 @@ class RolloutWorkerActor(Process):
             thread.start()
         for thread in threads:
             thread.join()
-        self._environment.close()
+        self._stage.close()
         if self._failure is not None:
             raise self._failure
 
@@ -59,7 +55,7 @@ class RolloutWorkerActor(Process):
         try:
             RolloutSlot(
                 self._store,
-                player=TextPlayer(self._policy, self._environment, config=self._config),
+                player=self._stage.player(slot),
                 store_uuid=self._uuid,
                 place=Place(producer=f"{self.role}.{slot}", rank=self._rank, world=self._config.rollout.workers),
                 episode_id=episode_id,
@@ -75,11 +71,11 @@ class RolloutWorkerActor(Process):
 
     @group("data")
     def evaluate(self, version: int, step: int) -> Evaluation:
-        return evaluate(self._policy, environment=self._environment, config=self._config, version=version, step=step)
+        return self._stage.evaluate(version, step)
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
-        return {"environment": self._environment.counts, "items": asdict(self._environment.disjoint)}
+        return self._stage.status()
 
 
 class AckLog:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from contracts.protocols import BatchRequest, Completion, InFlight, Request, WeightSet
+from contracts.protocols import BatchRequest, InFlight, WeightSet
 from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
 
 CALL_S = 60.0  # a store call is a few milliseconds; an fsync on a disk in trouble can take many seconds
@@ -70,15 +70,15 @@ class StoreClient:
 
 
 class EngineClient:
-    """The part of contracts.protocols.Engine that rollouts use."""
+    """The part of contracts.protocols.InferenceEngine that rollouts use."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+    def generate(self, requests: Sequence[Any], *, timeout_s: float, guard: bool = False) -> list[Any]:
         call = self._actor.generate.remote(requests, timeout_s=timeout_s, guard=guard)
-        completions: list[Completion] = wait_for(call, timeout_s=timeout_s + GRACE_S)
-        return completions
+        answers: list[Any] = wait_for(call, timeout_s=timeout_s + GRACE_S)
+        return answers
 
 
 class EngineFleet:
@@ -94,10 +94,10 @@ class EngineFleet:
         ref = ray.put(weights)
         wait_for([actor.push.remote(ref) for actor in self._actors], timeout_s=self._timeout_s)
 
-    def probe(self, requests: Sequence[Request]) -> list[list[Completion]]:
+    def probe(self, requests: Sequence[Any]) -> list[list[Any]]:
         calls = [actor.probe.remote(requests) for actor in self._actors]
-        completions: list[list[Completion]] = wait_for(calls, timeout_s=self._timeout_s)
-        return completions
+        answers: list[list[Any]] = wait_for(calls, timeout_s=self._timeout_s)
+        return answers
 
     def resume(self) -> None:
         wait_for([actor.resume.remote() for actor in self._actors], timeout_s=self._timeout_s)

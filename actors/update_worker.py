@@ -6,15 +6,18 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.measure import UpdateMeter
 from actors.process import Process, group
+from actors.tenants import tenant
 from actors.transport import EngineFleet, StoreClient, wait_for
+from configs.loader import config_hash
 from configs.schema import RunConfig
 from contracts.protocols import WeightSet
-from contracts.records import Evaluation, Guard, Served
+from contracts.records import Evaluation, Guard, Served, Session
 from loops.publish import Publisher
 from loops.update import Progress, UpdateLoop, UpdatePorts
 from telemetry.logs import JsonLines
@@ -39,23 +42,31 @@ class UpdateWorkerActor(Process):
     @group("main")
     def serve(self) -> int:
         """Recover, then learn until the steps are done or `stop`. Returns the step it stands at."""
-        from actors import learning  # torch is loaded here, after OMP_NUM_THREADS was set
+        from models.registry import save_version  # torch is loaded here, after OMP_NUM_THREADS was set
 
         config, folder = self._config, self._folder
-        learner = learning.build_learner(folder, config)
+        kind = tenant(config)
+        learner = kind.build_learner(folder)
         log.info("learner ready")
         fleet = EngineFleet(self._engines, timeout_s=config.engine.timeout_s)
         ports = UpdatePorts(
             store=StoreClient(self._store),
             learner=learner,
-            publisher=MeasuredPublisher(learning.build_publisher(learner, fleet, config=config), self._meter),
-            prepare=lambda: learning.prepare(learner, config=config, folder=folder, on_progress=self._on_warm_start),
-            save_version=learning.saver(folder / "versions"),
+            publisher=MeasuredPublisher(kind.build_publisher(learner, fleet), self._meter),
+            prepare=lambda: kind.prepare(learner, folder, self._on_warm_start),
+            save_version=partial(save_version, folder / "versions"),
             prune=self._prune,
             evaluate=self._evaluate,
             on_step=self._on_step,
         )
-        session = learning.describe_session(learner, config)
+        session = Session(
+            role="learner",
+            epoch=0,
+            config_hash=config_hash(config),
+            base_weights=learner.root_hash(),
+            fingerprint=dict(learner.fingerprint()),
+            wall_time=time.time(),
+        )
         loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         loop.recover()
         loop.run(self.stopping)
@@ -81,7 +92,7 @@ class UpdateWorkerActor(Process):
             **{f"{part}_s": seconds for part, seconds in progress.seconds.items()},
         }
         if progress.evaluation is not None:
-            line.update(progress.evaluation.scores)
+            line.update(progress.evaluation.scores, metric=progress.evaluation.metric)
         self._lines.append(line)
         if progress.phase == "step":
             self._reward = progress.stats.get("reward_mean")
@@ -113,7 +124,7 @@ class UpdateWorkerActor(Process):
 class MeasuredPublisher:
     """A publisher whose pushes and refusals are counted."""
 
-    def __init__(self, publisher: Publisher, meter: UpdateMeter) -> None:
+    def __init__(self, publisher: Publisher[Any, Any], meter: UpdateMeter) -> None:
         self._publisher, self._meter = publisher, meter
 
     def publish(self, weights: WeightSet) -> Served | Guard:

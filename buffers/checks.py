@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from contracts.errors import StoreError
-from contracts.records import Episode, Purpose
+from contracts.records import Episode, FloatArray, Purpose, Step
 
 
 def check_episode(episode: Episode) -> None:
@@ -51,18 +51,40 @@ def _check_steps(episode: Episode) -> str:
     if not episode.steps:
         return "it has no step"
     for number, step in enumerate(episode.steps):
-        if step.observation.ndim != 1 or step.action.ndim != 1:
-            return f"step {number}: observation and action have one dimension each"
-        if step.log_probs.dtype != np.float32:
-            return f"step {number}: log_probs are {step.log_probs.dtype}, not float32"
-        if step.log_probs.ndim != 1:
-            return f"step {number}: log_probs have {step.log_probs.ndim} dimensions"
-        if step.action.dtype == np.int32 and len(step.log_probs) != len(step.action):
-            return f"step {number}: {len(step.action)} action tokens have {len(step.log_probs)} log_probs"
-        if not np.isfinite(step.log_probs).all():
-            return f"step {number}: a log-probability is not finite"
+        reason = _check_text(step) if step.rewards is None else _check_stretch(step, step.rewards)
+        if not reason and not np.isfinite(step.log_probs).all():
+            reason = "a log-probability is not finite"
+        if reason:
+            return f"step {number}: {reason}"
     if episode.valid and not any(step.action.size for step in episode.steps):
         return "no step has an action"
+    return ""
+
+
+def _check_text(step: Step) -> str:
+    if step.observation.ndim != 1 or step.action.ndim != 1:
+        return "observation and action have one dimension each"
+    if step.log_probs.dtype != np.float32:
+        return f"log_probs are {step.log_probs.dtype}, not float32"
+    if step.log_probs.ndim != 1:
+        return f"log_probs have {step.log_probs.ndim} dimensions"
+    if step.action.dtype == np.int32 and len(step.log_probs) != len(step.action):
+        return f"{len(step.action)} action tokens have {len(step.log_probs)} log_probs"
+    return ""
+
+
+def _check_stretch(step: Step, rewards: FloatArray) -> str:
+    num = len(step.action)
+    if step.observation.ndim != 2 or step.observation.dtype != np.float32 or len(step.observation) != num + 1:
+        return (
+            f"observations are {step.observation.dtype} {step.observation.shape}; "
+            f"{num} actions need float32 ({num + 1}, size)"
+        )
+    for name, column in (("log_probs", step.log_probs), ("rewards", rewards)):
+        if column.shape != (num,) or column.dtype != np.float32:
+            return f"{name} are {column.dtype} {column.shape}; {num} actions need float32 ({num},)"
+    if not np.isfinite(step.observation).all() or not np.isfinite(rewards).all():
+        return "an observation or a reward is not finite"
     return ""
 
 

@@ -236,13 +236,20 @@ def _union_plan(hint: Any, arguments: tuple[Any, ...]) -> _Plan:
         return _Plan(_encode_array, _decode_array, has_arrays=True)
     others = [argument for argument in arguments if argument is not type(None)]
     if len(others) == 1:
-        plan = _plan_of(others[0])
-        if plan.decode is not None:
-            raise TypeError(f"no rule for a field of type {hint}")
-        encode_value = plan.encode
-        if encode_value is None:
-            return plan
-        return _Plan(lambda value, columns: None if value is None else encode_value(value, columns))
+        return _optional_plan(_plan_of(others[0]))
     if set(others) <= {str, int, float, bool}:
         return _Plan()
     raise TypeError(f"no rule for a field of type {hint}")
+
+
+def _optional_plan(plan: _Plan) -> _Plan:
+    encode_value, decode_value = plan.encode, plan.decode
+    encode_optional: _Encode | None = None
+    decode_optional: _Decode | None = None
+    if encode_value is not None:
+        encode_optional = lambda value, columns: None if value is None else encode_value(value, columns)  # noqa: E731
+    if decode_value is not None:
+        decode_optional = (  # noqa: E731
+            lambda value, payload, base: None if value is None else decode_value(value, payload, base)
+        )
+    return _Plan(encode_optional, decode_optional, plan.has_arrays)

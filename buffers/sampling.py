@@ -56,7 +56,10 @@ def order_rows(fold: Fold, leases: tuple[int, ...]) -> tuple[Row, ...]:
 
 
 def find_zero_spread(fold: Fold, leases: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of `leases` whose members all have exactly the same reward."""
+    """Those of `leases` whose members all have exactly the same reward. A group of one has no spread to speak of."""
+    groups = (fold.groups[lease] for lease in leases)
     return tuple(
-        lease for lease in leases if len({member.reward for member in fold.groups[lease].members.values()}) == 1
+        group.lease
+        for group in groups
+        if group.task.group_size > 1 and len({member.reward for member in group.members.values()}) == 1
     )

@@ -52,6 +52,34 @@ class Environment(Section):
     retries: int = _free(2, ge=0)
 
 
+class Control(Section):
+    """Gymnasium environments with vector observations and discrete or continuous actions, and the policy for them.
+
+    With an `id` the run is a control run: `environment`, `model` and `warm_start` do not apply, and the learner is PPO.
+    """
+
+    id: str | None = None  # any registered Gymnasium id, such as CartPole-v1; None: the run is a text run
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of gymnasium.make
+    lanes: int = Field(16, ge=1)  # environments that one rollout slot steps together
+    horizon: int = Field(128, ge=1)  # steps of one lane that make an episode record
+    hidden: tuple[int, ...] = (64, 64)  # widths of the hidden layers, of actor and critic each
+    normalise_observations: bool = True
+    normalise_rewards: bool = True  # by the running deviation of the discounted return
+    evaluation_episodes: int = Field(20, ge=1)
+
+
+class Ppo(Section):
+    """Proximal policy optimisation; learning rate, clips and gradient clip are the learner's."""
+
+    epochs: int = Field(10, ge=1)  # over one batch
+    minibatch_steps: int = Field(256, ge=2)  # environment steps in one gradient step
+    discount: float = Field(0.99, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    value_coefficient: float = Field(0.5, ge=0)
+    entropy_coefficient: float = Field(0.0, ge=0)
+    target_kl: float | None = Field(None, gt=0)  # nats; epochs end early beyond it
+
+
 class WarmStart(Section):
     """Supervised fine-tuning before reinforcement. steps 0: none."""
 
@@ -63,9 +91,9 @@ class WarmStart(Section):
 
 
 class Learner(Section):
-    algorithm: Literal["grpo"] = "grpo"
+    algorithm: Literal["grpo", "ppo"] = "grpo"
     groups_per_step: int = Field(32, ge=1)
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(8, ge=1)  # 1 in control runs
     learning_rate: float = Field(1e-4, gt=0)
     decay_steps: int | None = Field(None, ge=1)  # cosine to 0 at this step; None: constant
     warmup_steps: int = Field(10, ge=0)
@@ -89,7 +117,7 @@ class Learner(Section):
 
 
 class Engine(Section):
-    backend: Literal["vllm", "transformers"] = "vllm"
+    backend: Literal["vllm", "transformers", "torch"] = "vllm"  # torch: the policy network of a control run
     count: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0)
     max_prompt_tokens: int = Field(64, ge=1)
@@ -159,6 +187,8 @@ class RunConfig(Section):
     max_staleness: int = Field(1, ge=0)  # versions; 0 in sync mode
     model: Model = Model()
     environment: Environment = Environment()
+    control: Control = Control()
+    ppo: Ppo = Ppo()
     warm_start: WarmStart = WarmStart()
     learner: Learner = Learner()
     engine: Engine = Engine()
@@ -176,4 +206,23 @@ class RunConfig(Section):
         if self.model.path is None and self.model.init.width % self.model.init.heads:
             init = self.model.init
             raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
+        self._check_tenant()
         return self
+
+    def _check_tenant(self) -> None:
+        is_control = self.control.id is not None
+        wanted = {
+            "learner.algorithm": self.learner.algorithm == "ppo",
+            "engine.backend": self.engine.backend == "torch",
+        }
+        for key, value in wanted.items():
+            if value is not is_control:
+                a, b = ("ppo", "torch") if is_control else ("grpo", "vllm or transformers")
+                raise ValueError(
+                    f"control.id is {self.control.id or 'not set'}: learner.algorithm must be {a} and engine.backend "
+                    f"{b}, but {key} is another"
+                )
+        if (self.learner.group_size == 1) is not is_control:
+            raise ValueError(
+                "learner.group_size is 1 in control runs, where a group is one stretch of play; else at least 2"
+            )

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from console.status import read_status
-from evaluation.heldout import METRIC
 
 _PANEL_S, _LINE_S = 1.0, 10.0
 
@@ -82,7 +81,8 @@ class HeldOut:
                 file.seek(self._at)
                 whole, newline, _ = file.read().rpartition(b"\n")
             self._at += len(whole) + len(newline)
-            self._scores += [json.loads(line)[METRIC] for line in whole.splitlines() if METRIC.encode() in line]
+            lines = [json.loads(line) for line in whole.splitlines() if b'"metric"' in line]
+            self._scores += [line[line["metric"]] for line in lines]
         shown = self._scores[:1] + self._scores[1:][-1:]
         return " → ".join(f"{score:.3f}" for score in shown) or None
 

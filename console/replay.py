@@ -41,13 +41,13 @@ def replay(
 
 def _reason(folder: Path) -> str:
     """What the bits depend on and was another in one of the learner's sessions than it is here."""
-    from actors.learning import build_learner
+    from actors.tenants import tenant
     from buffers.view import StoreView
     from configs.loader import load
 
     decisions = StoreView.open(folder / "store").decisions(kinds=[Kind.SESSION])
     sessions = [one.fingerprint for _, one in decisions if isinstance(one, Session) and one.role == "learner"]
-    here = build_learner(folder, load(folder / "config.yaml")).fingerprint()
+    here = tenant(load(folder / "config.yaml")).build_learner(folder).fingerprint()
     were = {name: list(dict.fromkeys(session.get(name) for session in sessions)) for name in here}
     changed = [
         f"{name} was {' then '.join(map(str, values))} and is {here[name]}"

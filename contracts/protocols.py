@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,8 +84,52 @@ class WeightSet:
     dtypes: Mapping[str, str]
 
 
-class Engine(Protocol):
-    """An inference engine. Thread-safe: many callers of `generate`, one publisher.
+@dataclass(frozen=True, kw_only=True)
+class Spaces:
+    """What a control environment shows and takes. Discrete: `num_actions` numbers from `first_action` on; continuous:
+    a vector inside `low` and `high` (infinite where it has no bound)."""
+
+    observation_size: int
+    num_actions: int = 0
+    first_action: int = 0
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def action_size(self) -> int:
+        """Numbers in one action's distribution: logits, or means."""
+        return self.num_actions or len(self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActRequest:
+    """What several control environments see now, to be acted on in one call.
+
+    `noise` is what the draw uses, so that an engine is a pure function of weights and request: uniform numbers [N] for
+    discrete actions, normal ones [N, A] for continuous ones; None: the likeliest action of each.
+    """
+
+    request_id: str
+    observations: FloatArray  # float32 [N, D], as the environments gave them: the policy normalises
+    noise: FloatArray | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actions:
+    """The policy's actions for one ActRequest; one version acted."""
+
+    request_id: str
+    actions: IntArray | FloatArray  # int32 [N] (discrete) or float32 [N, A] (before they are clipped to the bounds)
+    log_probs: FloatArray  # float32 [N]
+    version: int
+
+
+Ask_contra = TypeVar("Ask_contra", contravariant=True)
+Answer = TypeVar("Answer")
+
+
+class InferenceEngine(Protocol[Ask_contra, Answer]):
+    """What acts. Thread-safe: many callers of `generate`, one publisher.
 
     Publisher's order: pause → push → generate(guard=True) → resume. Requests that come while paused wait.
     """
@@ -95,8 +139,8 @@ class Engine(Protocol):
         """The version that acts now."""
         ...
 
-    def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
-        """Completions in the order of the requests. `guard`: runs even while paused. Raises EngineError."""
+    def generate(self, requests: Sequence[Ask_contra], *, timeout_s: float, guard: bool = False) -> list[Answer]:
+        """Answers in the order of the requests. `guard`: runs even while paused. Raises EngineError."""
         ...
 
     def pause(self, in_flight: InFlight, *, timeout_s: float) -> None:
@@ -116,15 +160,19 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Fleet(Protocol):
+Engine = InferenceEngine[Request, Completion]  # a language model
+PolicyEngine = InferenceEngine[ActRequest, Actions]  # a small policy network
+
+
+class Fleet(Protocol[Ask_contra, Answer]):
     """All engines of a run as the publisher sees them."""
 
     def pause(self, in_flight: InFlight) -> None: ...
 
     def push(self, weights: WeightSet) -> None: ...
 
-    def probe(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Guard completions, one list per engine."""
+    def probe(self, requests: Sequence[Ask_contra]) -> list[list[Answer]]:
+        """Guard answers, one list per engine."""
         ...
 
     def resume(self) -> None: ...
@@ -240,10 +288,6 @@ class Learner(Protocol):
 
     def weights(self, version: int) -> WeightSet:
         """A copy of the weights as engines take them."""
-        ...
-
-    def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
-        """Log-probs of each (prompt_ids, completion_ids)'s completion tokens under the present weights."""
         ...
 
     def save(self, folder: str) -> str:

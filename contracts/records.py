@@ -108,16 +108,21 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One exchange: what the policy was shown since its last action, and what it answered.
+    """Text: one exchange, what the policy was shown since its last action and what it answered.
+    Control: one stretch of T actions in an environment that was not reset in between.
 
-    observation: token ids int32 [P] (text) or float32 [D] (vectors).
-    action: token ids int32 [C], or float32 / int32 [A].
-    log_probs: float32 [C], of the distribution that was sampled from (after temperature and top-p).
+    observation: token ids int32 [P]; or float32 [T + 1, D], what each action saw and what was seen after the last one.
+    action: token ids int32 [C]; or int32 [T] (discrete), float32 [T, A] (before they are clipped to the bounds).
+    log_probs: float32 [C] or [T], of the distribution that was sampled from (after temperature and top-p).
+    rewards: float32 [T]; None for text, where the episode's reward is all there is.
+    end: why a stretch ended (TERMINATED, TRUNCATED); None: it is text, or goes on in a later episode.
     """
 
     observation: IntArray | FloatArray
     action: IntArray | FloatArray
     log_probs: FloatArray
+    rewards: FloatArray | None = None
+    end: StopReason | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ single stale push passes; the error grows with each further one until it does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from contracts.protocols import Completion, Request, Sampling
-from contracts.records import FloatArray
+from contracts.records import FloatArray, IntArray
+
+Score = Callable[[Sequence[tuple[IntArray, IntArray]]], list[FloatArray]]  # (prompt ids, completion ids) → log-probs
 
 KV_BLOCK_TOKENS = 32  # what one block of an engine's prefix cache holds; only full blocks are ever reused
 _TAIL_TOKENS = 8  # prompt tokens after the cached block
@@ -40,14 +42,25 @@ def probe_requests(
     ]
 
 
-def gap(completions: Sequence[Completion], learner_log_probs: Sequence[FloatArray]) -> float:
-    """Mean |engine log-prob - learner log-prob| over all generated tokens, in nats.
+def text_gap(probes: Sequence[Request], *, score: Score) -> Callable[[Sequence[Completion]], float]:
+    """How far completions of `probes` are from the learner, which `score` asks: see `gap`."""
+    prompts = {request.request_id: request.prompt_ids for request in probes}
+
+    def measure(completions: Sequence[Completion]) -> float:
+        scored = score([(prompts[one.request_id], one.token_ids) for one in completions])
+        return gap([one.log_probs for one in completions], scored)
+
+    return measure
+
+
+def gap(engine_log_probs: Sequence[FloatArray], learner_log_probs: Sequence[FloatArray]) -> float:
+    """Mean |engine log-prob - learner log-prob| over all generated tokens or actions, in nats.
 
     Infinite where there is nothing to compare or a value is not finite: no verdict means not good.
     """
     gaps = [
-        np.abs(completion.log_probs.astype(np.float64) - learner)
-        for completion, learner in zip(completions, learner_log_probs, strict=True)
+        np.abs(reported.astype(np.float64) - learner)
+        for reported, learner in zip(engine_log_probs, learner_log_probs, strict=True)
     ]
     tokens = np.concatenate(gaps) if gaps else np.empty(0)
     if not all(len(one) for one in gaps) or not tokens.size or not np.isfinite(tokens).all():

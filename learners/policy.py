@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch.utils.deterministic
 import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -26,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from contracts.errors import FormatError, UserError
 from contracts.protocols import WeightSet
 from contracts.records import Scalar
+from learners.numerics import fingerprint, settle
 from learners.packing import MicroBatch, Sample, pack
 from models.causal_lm import load_model, named_weights
 from models.registry import arrays_of, root_hash
@@ -48,7 +44,7 @@ class PolicyModel:
         max_logits: int = MAX_LOGITS,
     ) -> None:
         """Raises UserError where the folder is no model, the device is missing, or the architecture does not fit."""
-        _settle(threads=threads, device=device, folder=folder)
+        settle(threads=threads, device=device, folder=folder)
         self._attention, self._precision, self._device, self._max_logits = attention, precision, device, max_logits
         self._model: Any = load_model(folder, attention=attention, dtype=torch.float32)
         torch.nn.Module.to(self._model, device)
@@ -190,54 +186,8 @@ class PolicyModel:
     def fingerprint(self) -> dict[str, Scalar]:
         """What the bits of a step depend on, besides its inputs."""
         return {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
+            **fingerprint(device=self._device),
             "transformers": transformers.__version__,
-            "machine": platform.machine(),
-            "device": torch.cuda.get_device_name() if self._device == "cuda" else _processor(),
-            "vector_width": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "ranks": 1,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "precision": self._precision,
             "attention": self._attention,
-            "code": _code_hash(),
         }
-
-
-def _settle(*, threads: int, device: str, folder: Path) -> None:
-    """Set what torch's numbers depend on for the whole process."""
-    if device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"to train the model in {folder} with learner.device cuda",
-                "torch sees no GPU",
-                "set learner.device to cpu, or install a CUDA build (`ratchet doctor` says which is there)",
-            )
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    # With determinism on, torch fills every new tensor with NaN first: a guard for debugging that costs time.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a property of the module)
-
-
-@cache
-def _processor() -> str:
-    """The processor's model: the numeric libraries choose their kernels by it."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    first = info.read_text().split("\n\n", 1)[0]
-    facts = dict(line.replace("\t", "").split(":", 1) for line in first.splitlines() if ":" in line)
-    return " ".join(facts.get(key, "").strip() for key in ("model name", "cpu family", "model", "stepping")).strip()
-
-
-@cache
-def _code_hash() -> str:
-    """sha256 over the source files of learners/ and models/."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("learners/**/*.py"), *root.glob("models/**/*.py")]):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()

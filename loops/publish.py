@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from contracts.errors import PushRefusedError
-from contracts.protocols import Completion, Fleet, InFlight, Request, WeightSet
-from contracts.records import FloatArray, Guard, IntArray, Served
-from inference.parity import gap
+from contracts.protocols import Fleet, InFlight, WeightSet
+from contracts.records import Guard, Served
 
-Score = Callable[[Sequence[tuple[IntArray, IntArray]]], list[FloatArray]]
+Ask = TypeVar("Ask")
+Answer = TypeVar("Answer")
 
 
-class Publisher:
+class Publisher(Generic[Ask, Answer]):
     """Pushes versions to all engines and refuses those that the engines do not reproduce.
 
-    The guard generates tokens after prompts that the prefix cache already holds, and compares the log-probabilities
-    the engine reports with the learner's own: mean |gap| at most `parity_gap` on each engine. `patience`: refusals in
-    a row that the run can stand, which is its staleness bound: beyond it everything generated is stale.
+    The guard has every engine answer `probes` (for a language model: after prompts that the prefix cache already
+    holds); `gap` gives the mean |engine log-prob - learner log-prob| of the answers, at most `parity_gap` on each
+    engine. `patience`: refusals in a row that the run can stand, which is its staleness bound: beyond it everything
+    generated is stale.
     """
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: Fleet[Ask, Answer],
         *,
-        score: Score,
-        probes: Sequence[Request],
+        probes: Sequence[Ask],
+        gap: Callable[[Sequence[Answer]], float],
         parity_gap: float,
         in_flight: InFlight,
         patience: int,
     ) -> None:
-        self._fleet, self._score, self._probes = fleet, score, probes
+        self._fleet, self._probes, self._gap = fleet, probes, gap
         self._parity_gap, self._in_flight = parity_gap, in_flight
         self._patience = patience
         self._serving: WeightSet | None = None
@@ -63,12 +65,7 @@ class Publisher:
 
     def _push(self, weights: WeightSet) -> float:
         self._fleet.push(weights)
-        return max(self._gap(completions) for completions in self._fleet.probe(self._probes))
-
-    def _gap(self, completions: Sequence[Completion]) -> float:
-        prompts = {request.request_id: request.prompt_ids for request in self._probes}
-        scored = self._score([(prompts[one.request_id], one.token_ids) for one in completions])
-        return gap(completions, scored)
+        return max(self._gap(answers) for answers in self._fleet.probe(self._probes))
 
     def _refuse(self, weights: WeightSet, off: float) -> Guard:
         self._refused_in_a_row += 1

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import RunConfig
+from contracts.protocols import TaskSource
 
 
 class PermutedSource:
@@ -31,8 +32,20 @@ class PermutedSource:
         return np.random.default_rng((self._seed, round_)).permutation(self._num_items)
 
 
-def task_source(config: RunConfig) -> PermutedSource:
-    """The order of a run's training items."""
+class CountedSource:
+    """Pure TaskSource of tasks that are all alike: their place is all there is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, position: int) -> tuple[str, int]:
+        return f"{self._name}/{position}", position
+
+
+def task_source(config: RunConfig) -> TaskSource:
+    """The order of a run's tasks: training items, or stretches of play."""
+    if config.control.id is not None:
+        return CountedSource(config.control.id)
     environment = config.environment
     name = f"{environment.name}/{environment.dataset}"
     return PermutedSource(name, num_items=environment.train_items, seed=config.seed)

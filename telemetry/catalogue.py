@@ -77,6 +77,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], **labels: tuple
 _LEARNING = (
     _gauge("ratchet_reward_mean", "reward", "Mean reward of the newest batch's episodes."),
     _gauge("ratchet_held_out_accuracy", "share of items", "Held-out items solved.", decoding=("sampled", "greedy")),
+    _gauge("ratchet_greedy_return", "reward", "Mean return of greedy episodes in a control environment."),
     _gauge("ratchet_step", "steps", "Learner steps finished on this branch."),
     _gauge("ratchet_steps_planned", "steps", "Learner steps that the configuration asks for."),
     _gauge("ratchet_policy_version", "version", "Newest version, as holder has it.", holder=("learner", "engine")),

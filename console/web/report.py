@@ -159,12 +159,15 @@ def _charts(material: Material) -> str:
 
 def _held_out_chart(evaluations: Sequence[Evaluation]) -> str:
     newest = {evaluation.step: evaluation for evaluation in evaluations}
-    names = [name for name in ("sampled_accuracy", "greedy_accuracy") if all(name in e.scores for e in newest.values())]
+    known = ("sampled_accuracy", "greedy_accuracy", "greedy_return")
+    names = [name for name in known if newest and all(name in e.scores for e in newest.values())]
     lines = []
     for name, role in zip(names, ("main", "second"), strict=False):
         points: Points = [(float(step), evaluation.scores[name]) for step, evaluation in sorted(newest.items())]
         lines.append(Line(name=_words(name), points=points, role=role, marks=True))
     items = next(iter(newest.values())).items if newest else 0
+    if "greedy_return" in names:
+        return draw_chart(lines, title="Greedy return", note=f"mean of {items:,} episodes that are never trained on")
     return draw_chart(lines, title="Held-out accuracy", note=f"on {items:,} items that are never trained on", low=0.0)
 
 

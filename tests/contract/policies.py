@@ -121,7 +121,7 @@ def log_prob_gap(reference: Reference, asked: Sequence[Request], answered: Seque
         reference.score(one.prompt_ids, answer.token_ids, temperature=one.sampling.temperature or 1.0)
         for one, answer in zip(asked, answered, strict=True)
     ]
-    return gap(answered, mine)
+    return gap([one.log_probs for one in answered], mine)
 
 
 def push(engine: Engine, weights: WeightSet, *, in_flight: InFlight = InFlight.FINISH) -> None:

@@ -20,6 +20,7 @@ from buffers.owner import StoreOwner, episode_id
 from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, Store
 from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
 from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, Session, Span, StopReason
+from inference.parity import text_gap
 from loops.publish import Publisher
 from loops.rollout import Place, RolloutSlot
 from loops.tasks import PermutedSource
@@ -156,6 +157,9 @@ def log_softmax(logits: NDArray[np.float32]) -> FloatArray:
 Wrap = Callable[[str, Any], Any]
 
 
+PROBES = [Request(request_id="probe", prompt_ids=DigitCodec().encode_prompt("0"), sampling=Sampling(max_tokens=1))]
+
+
 class PlainRun:
     """One process's worth of a run: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
 
@@ -171,10 +175,8 @@ class PlainRun:
         store = wrap("store", self.owner)
         publisher = Publisher(
             wrap("fleet", self.engine),
-            score=self.learner.score,
-            probes=[
-                Request(request_id="probe", prompt_ids=DigitCodec().encode_prompt("0"), sampling=Sampling(max_tokens=1))
-            ],
+            probes=PROBES,
+            gap=text_gap(PROBES, score=self.learner.score),
             parity_gap=0.1,
             in_flight=InFlight.FINISH,
             patience=config.max_staleness,

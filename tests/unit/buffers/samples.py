@@ -152,14 +152,27 @@ SAMPLES: dict[Kind, Record] = {
 }
 
 
-def golden_file(kind: Kind, *, version: int) -> Path:
-    return GOLDEN / f"v{version}" / f"{kind.name.lower()}.bin"
+def golden_files(kind: Kind, *, version: int) -> list[Path]:
+    """Oldest first: a record that grew fields inside a format version has a file for each length that was written."""
+    folder, name = GOLDEN / f"v{version}", kind.name.lower()
+    return sorted([*folder.glob(f"{name}.bin"), *folder.glob(f"{name}.grown*.bin")], key=lambda path: len(path.name))
+
+
+STRETCH = Step(
+    observation=np.array([[0.5, -1.0], [0.25, 2.0], [0.0, 1.0]], dtype=np.float32),
+    action=np.array([1, 0], dtype=np.int32),
+    log_probs=np.array([-0.5, -0.75], dtype=np.float32),
+    rewards=np.array([1.0, -0.5], dtype=np.float32),
+    end=StopReason.TRUNCATED,
+)
 
 
 if __name__ == "__main__":
     for sample_kind, sample in SAMPLES.items():
-        path = golden_file(sample_kind, version=FORMAT_VERSION)
-        if not path.exists():
+        there = golden_files(sample_kind, version=FORMAT_VERSION)
+        if not there or there[-1].read_bytes() != encode(sample):
+            grown = f".grown{len(there)}" if there else ""
+            path = GOLDEN / f"v{FORMAT_VERSION}" / f"{sample_kind.name.lower()}{grown}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode(sample))
             print(path)

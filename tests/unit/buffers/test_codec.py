@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from buffers.codec import FORMAT_VERSION, decode, encode, peek
 from contracts.errors import FormatError, StoreError
 from contracts.records import Episode, Kind, Record, Served, Task
-from tests.unit.buffers.samples import GOLDEN, SAMPLES, golden_file
+from tests.unit.buffers.samples import GOLDEN, SAMPLES, STRETCH, golden_files
 
 RECORD_KINDS = [kind for kind in Kind if kind is not Kind.SCHEMA]  # SCHEMA frames are the log's own
 FLOATS = st.floats(width=32)
@@ -77,14 +77,26 @@ def test_golden_files_of_every_version_are_read(kind: Kind) -> None:
     versions = sorted(int(folder.name[1:]) for folder in GOLDEN.iterdir())
     assert versions == list(range(1, FORMAT_VERSION + 1))
     for version in versions:
-        record = decode(kind, golden_file(kind, version=version).read_bytes())
-        assert type(record) is type(SAMPLES[kind])
-        assert leaves(record) == leaves(SAMPLES[kind])
+        files = golden_files(kind, version=version)
+        assert files
+        for file in files:
+            record = decode(kind, file.read_bytes())
+            assert type(record) is type(SAMPLES[kind])
+            assert leaves(record) == leaves(SAMPLES[kind])
 
 
 @pytest.mark.parametrize("kind", RECORD_KINDS, ids=lambda kind: kind.name)
 def test_todays_bytes_are_the_golden_ones(kind: Kind) -> None:
-    assert encode(SAMPLES[kind]) == golden_file(kind, version=FORMAT_VERSION).read_bytes()
+    assert encode(SAMPLES[kind]) == golden_files(kind, version=FORMAT_VERSION)[-1].read_bytes()
+
+
+def test_a_stretch_of_play_travels_whole() -> None:
+    episode = SAMPLES[Kind.EPISODE]
+    assert isinstance(episode, Episode)
+    played = decode(Kind.EPISODE, encode(dataclasses.replace(episode, steps=(STRETCH,))))
+    assert isinstance(played, Episode)
+    assert leaves(played.steps[0]) == leaves(STRETCH)
+    assert played.steps[0].observation.shape == (3, 2)
 
 
 @given(st.one_of(*(strategy_of(type(sample)) for sample in SAMPLES.values())))

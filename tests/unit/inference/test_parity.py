@@ -5,19 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contracts.protocols import Completion
-from contracts.records import FloatArray, Span, StopReason
+from contracts.records import FloatArray
 from inference.parity import KV_BLOCK_TOKENS, gap, probe_requests
-
-
-def _completion(log_probs: list[float]) -> Completion:
-    return Completion(
-        request_id="p",
-        token_ids=np.zeros(len(log_probs), dtype=np.int32),
-        log_probs=np.array(log_probs, dtype=np.float32),
-        spans=(Span(start=0, version=0),),
-        stop_reason=StopReason.LENGTH,
-    )
 
 
 def _array(values: list[float]) -> FloatArray:
@@ -25,7 +14,7 @@ def _array(values: list[float]) -> FloatArray:
 
 
 def test_the_gap_is_the_mean_over_tokens_not_over_completions() -> None:
-    engine = [_completion([-1.0, -2.0, -3.0]), _completion([-1.0])]
+    engine = [_array([-1.0, -2.0, -3.0]), _array([-1.0])]
     learner = [_array([-1.0, -2.5, -3.0]), _array([-1.5])]
     assert gap(engine, learner) == pytest.approx((0 + 0.5 + 0 + 0.5) / 4)
 
@@ -33,18 +22,18 @@ def test_the_gap_is_the_mean_over_tokens_not_over_completions() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_is_an_infinite_gap(bad: float) -> None:
     """NaN > limit is False: a plain mean would let it pass."""
-    assert gap([_completion([-1.0, bad])], [_array([-1.0, -1.0])]) == float("inf")
-    assert gap([_completion([-1.0, -1.0])], [_array([-1.0, bad])]) == float("inf")
+    assert gap([_array([-1.0, bad])], [_array([-1.0, -1.0])]) == float("inf")
+    assert gap([_array([-1.0, -1.0])], [_array([-1.0, bad])]) == float("inf")
 
 
 def test_nothing_to_compare_is_an_infinite_gap() -> None:
     assert gap([], []) == float("inf")
-    assert gap([_completion([-1.0]), _completion([])], [_array([-1.0]), _array([])]) == float("inf")
+    assert gap([_array([-1.0]), _array([])], [_array([-1.0]), _array([])]) == float("inf")
 
 
 def test_a_learner_that_scored_other_completions_is_our_mistake() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        gap([_completion([-1.0])], [])
+        gap([_array([-1.0])], [])
 
 
 def test_probes_reach_past_a_cache_block_and_are_the_same_each_time() -> None:

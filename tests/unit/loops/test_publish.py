@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from contracts.errors import PushRefusedError
-from contracts.protocols import InFlight, Request, Sampling, WeightSet
+from contracts.protocols import Completion, InFlight, Request, Sampling, WeightSet
 from contracts.records import Guard, Served
+from inference.parity import text_gap
 from loops.publish import Publisher
 from tests.crash.plain import DigitCodec, NumpyEngine, NumpyLearner
 
@@ -39,11 +40,11 @@ class FaultyEngine(NumpyEngine):
         self.paused = False
 
 
-def publisher(engine: NumpyEngine, learner: NumpyLearner, *, patience: int = 1) -> Publisher:
+def publisher(engine: NumpyEngine, learner: NumpyLearner, *, patience: int = 1) -> Publisher[Request, Completion]:
     return Publisher(
         engine,
-        score=learner.score,
         probes=PROBES,
+        gap=text_gap(PROBES, score=learner.score),
         parity_gap=0.15,
         in_flight=InFlight.FINISH,
         patience=patience,

@@ -1,0 +1,167 @@
+"""The text tenant: a language model answers prompts, an environment in a child process judges the text."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.schema import RunConfig
+from contracts.protocols import Completion, Engine, Fleet, InFlight, Request
+from contracts.records import Evaluation, IntArray
+from environments.host import EnvironmentHost
+from loops.evaluate import evaluate
+from loops.publish import Publisher
+from loops.text import Policy, TextPlayer
+
+if TYPE_CHECKING:
+    from learners.grpo import GrpoLearner
+
+log = logging.getLogger(__name__)
+
+
+class TextTenant:
+    """actors.tenants.Tenant."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def make_model(self, folder: Path) -> None:
+        from models.init import init_model
+
+        init_model(folder, settings=self._config.model.init, seed=self._config.seed)
+
+    def build_engine(self, model_folder: Path) -> Engine:
+        settings = self._config.engine
+        if settings.backend == "vllm":
+            from inference.vllm_engine import VllmEngine
+
+            return VllmEngine(model_folder, settings, version=-1)
+        from inference.transformers_engine import TransformersEngine
+
+        return TransformersEngine(model_folder, settings, version=-1)
+
+    def build_learner(self, folder: Path) -> GrpoLearner:
+        from learners.grpo import GrpoLearner
+
+        config = self._config
+        return GrpoLearner(
+            folder / "model",
+            config.learner,
+            seed=config.seed,
+            temperature=config.engine.temperature,
+            max_tokens=config.engine.max_tokens,
+        )
+
+    def build_publisher(
+        self, learner: GrpoLearner, fleet: Fleet[Request, Completion]
+    ) -> Publisher[Request, Completion]:
+        from inference.parity import probe_requests, text_gap
+
+        config = self._config
+        probes = probe_requests(learner.vocab_size, seed=config.seed)
+        return Publisher(
+            fleet,
+            probes=probes,
+            gap=text_gap(probes, score=learner.score),
+            parity_gap=config.engine.parity_gap,
+            in_flight=InFlight(config.engine.in_flight),
+            patience=config.max_staleness,
+        )
+
+    def prepare(
+        self, learner: GrpoLearner, folder: Path, on_progress: Callable[[int, float], None]
+    ) -> Mapping[str, float]:
+        """Supervised fine-tuning of the base weights."""
+        config = self._config
+        if config.warm_start.steps == 0:
+            return {}
+        from learners.supervised import warm_start
+
+        start = time.monotonic()
+        pairs = warm_start_pairs(config, TokenizerCodec(folder / "model", config))
+        stats = warm_start(learner.model, pairs, settings=config.warm_start, seed=config.seed, on_progress=on_progress)
+        learner.reset()
+        seconds = time.monotonic() - start
+        log.info("warm start done", extra={"seconds": seconds})
+        return {**stats, "seconds": seconds}
+
+    def open_stage(self, folder: Path, engine: Any, *, rank: int) -> TextStage:
+        return TextStage(self._config, folder=folder, engine=engine)
+
+
+class TextStage:
+    """actors.tenants.Stage: one environment process, shared by all slots."""
+
+    def __init__(self, config: RunConfig, *, folder: Path, engine: Any) -> None:
+        self._config = config
+        self._environment = start_environment(config)  # it makes its items while the tokenizer loads
+        self._policy = Policy(engine=engine, codec=TokenizerCodec(folder / "model", config))
+
+    def player(self, slot: int) -> TextPlayer:
+        return TextPlayer(self._policy, self._environment, config=self._config)
+
+    def evaluate(self, version: int, step: int) -> Evaluation:
+        return evaluate(self._policy, environment=self._environment, config=self._config, version=version, step=step)
+
+    def status(self) -> Mapping[str, Any]:
+        return {"environment": self._environment.counts, "items": asdict(self._environment.disjoint)}
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def start_environment(config: RunConfig) -> EnvironmentHost:
+    """The environment's child process; it makes its items while others load."""
+    return EnvironmentHost(config.environment, seed=config.seed)
+
+
+def warm_start_pairs(config: RunConfig, codec: TokenizerCodec) -> list[tuple[IntArray, IntArray]]:
+    """(prompt ids, completion ids) of all training items that supervised fine-tuning may show."""
+    indices = range(config.environment.train_items)
+    with start_environment(config) as environment:
+        prompts, targets = environment.prompts("train", indices), environment.targets("train", indices)
+    return [
+        (codec.encode_prompt(prompt.text), codec.encode_completion(target))
+        for prompt, target in zip(prompts, targets, strict=True)
+    ]
+
+
+class TokenizerCodec:
+    """loops.text.TextCodec by a Hugging Face tokenizer."""
+
+    def __init__(self, model_folder: Path, config: RunConfig) -> None:
+        from models.tokenizer import load_tokenizer
+
+        self._tokenizer, self._config = load_tokenizer(model_folder), config
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return (int(self._tokenizer.eos_token_id),)
+
+    def encode_prompt(self, text: str) -> IntArray:
+        from models.tokenizer import encode_prompt
+
+        model = self._config.model
+        return encode_prompt(
+            self._tokenizer,
+            text,
+            chat_template=model.chat_template,
+            max_tokens=self._config.engine.max_prompt_tokens,
+            truncation=model.truncation,
+        )
+
+    def encode_completion(self, text: str) -> IntArray:
+        from models.tokenizer import encode_completion
+
+        return encode_completion(self._tokenizer, text)
+
+    def decode(self, token_ids: IntArray) -> str:
+        from models.tokenizer import decode
+
+        return decode(self._tokenizer, np.asarray(token_ids))
