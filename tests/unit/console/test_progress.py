@@ -45,10 +45,10 @@ def test_held_out_scores_are_read_as_the_file_grows(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     scores = HeldOut(file)
     assert scores.read() is None
-    file.write_text('{"phase": "evaluate", "sampled_accuracy": 0.31}\n{"phase": "step"}\n{"phase": "evaluate", "sampl')
+    file.write_text('{"metric": "exact", "exact": 0.31}\n{"phase": "step"}\n{"metric": "exact", "ex')
     assert scores.read() == "0.310"
     with file.open("a") as more:
-        more.write('ed_accuracy": 0.4}\n{"phase": "evaluate", "sampled_accuracy": 0.52}\n')
+        more.write('act": 0.4}\n{"metric": "exact", "exact": 0.52}\n')
     assert scores.read() == scores.read() == "0.310 → 0.520"
 
 
