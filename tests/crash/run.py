@@ -60,6 +60,27 @@ SMALL = {
 }
 
 
+SMALL_CONTROL = {
+    "steps": "100000",
+    "control.lanes": "8",
+    "control.horizon": "32",
+    "control.evaluation_episodes": "2",
+    "learner.groups_per_step": "16",
+    "ppo.epochs": "2",
+    "mode": "async",
+    "max_staleness": "1",
+    "checkpoint.every_steps": "10",
+    "store.segment_mib": "4",
+    "store.control_segment_mib": "1",
+    "store.reserve_mib": "0",
+}
+STARTS = {  # by engine: the run file, and what makes it small
+    "transformers": ("configs/quickstart.yaml", SMALL),
+    "vllm": ("configs/quickstart.yaml", SMALL),
+    "torch": ("configs/control_cartpole.yaml", SMALL_CONTROL),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Round:
     """What one kill did. Times in seconds."""
@@ -125,7 +146,8 @@ class Run:
         self.scratch, self.engine = scratch, engine
         self.settings = {"root": str(scratch / "runs"), "rollout.ack_log": str(scratch / "acks")}
         self.process: subprocess.Popen[str] | None = None
-        self._start = {**SMALL, "seed": str(seed), "engine.backend": engine}
+        self._file, small = STARTS[engine]
+        self._start = {**small, "seed": str(seed), "engine.backend": engine}
         self._mark = secrets.token_hex(16)
         self._session = -1  # of the learner of the launch before
         if base is not None:
@@ -145,7 +167,7 @@ class Run:
             self.process = self._open("resume", str(self.folder), *_options({**self.settings, **changes}))
         else:
             every = {**self._start, **self.settings, **changes}
-            self.process = self._open("run", "configs/quickstart.yaml", *_options(every))
+            self.process = self._open("run", self._file, *_options(every))
 
     def _open(self, *words: str) -> subprocess.Popen[str]:
         with (self.scratch / "output").open("w") as file:
@@ -354,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--vllm", type=int, help="how many of the rounds use vLLM (default: two fifths)")
+    parser.add_argument("--control", type=int, default=0, help="rounds of a control run, beside the others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scratch", type=Path, required=False)
     parser.add_argument("--json", type=Path)
@@ -366,6 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "transformers", rounds=options.rounds - vllm, seed=options.seed, scratch=scratch / "transformers"
     )
     results += rounds_with("vllm", rounds=vllm, seed=options.seed, scratch=scratch / "vllm")
+    results += rounds_with("torch", rounds=options.control, seed=options.seed, scratch=scratch / "torch")
     passed = sum(result.passed for result in results)
     times = sorted(result.resumed_s for result in results)
     print(

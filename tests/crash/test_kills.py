@@ -1,4 +1,4 @@
-"""Three kill rounds of a real run, of the driver, the store, the learner: `python -m tests.crash.run` does fifty."""
+"""A few kill rounds of real runs, of both tenants: `python -m tests.crash.run` does fifty and more."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ VICTIMS = ("driver", "store", "update-0")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
-def test_three_kill_rounds(tmp_path: Path) -> None:
-    rounds = rounds_with("transformers", rounds=3, seed=0, scratch=tmp_path / "run", victims=VICTIMS)
-    assert sorted(each.victim for each in rounds) == sorted(VICTIMS)
+@pytest.mark.parametrize(("engine", "victims"), [("transformers", VICTIMS), ("torch", ("engine-0", "rollout-0"))])
+def test_kill_rounds(tmp_path: Path, engine: str, victims: tuple[str, ...]) -> None:
+    rounds = rounds_with(engine, rounds=len(victims), seed=0, scratch=tmp_path / "run", victims=victims)
+    assert sorted(each.victim for each in rounds) == sorted(victims)
     for each in rounds:
         assert each.passed, each
         assert each.exit_code == (-9 if each.victim == "driver" else 1), each
         assert each.driver_ended_s < END_S
         assert 0 < each.resumed_s < START_S
     heard = [each.acknowledged for each in rounds]
-    assert 0 < heard[0] < heard[1] < heard[2], "the run went on between the kills"
+    assert heard[0] > 0
+    assert heard == sorted(set(heard)), "the run went on between the kills"
     steps = [each.killed_at_step for each in rounds]
     assert steps == sorted(set(steps))
