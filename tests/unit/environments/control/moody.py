@@ -45,5 +45,9 @@ class Moody(gymnasium.Env[Observation, Any]):
         return seen, reward, False, False, {}
 
 
+def make_moody(**parameters: Any) -> Moody:
+    return Moody(**parameters)
+
+
 def register() -> None:
-    gymnasium.register(MOODY, lambda **parameters: Moody(**parameters))
+    gymnasium.register(MOODY, make_moody)
