@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from actors.process import Process, group
 from actors.tenants import tenant
 from configs.schema import RunConfig
 from contracts.protocols import InFlight, WeightSet
+from telemetry import spans
 
 log = logging.getLogger(__name__)
 
@@ -20,40 +22,55 @@ class EngineActor(Process):
     """contracts.protocols.InferenceEngine over Ray calls: what requests and answers are, only the engine knows."""
 
     def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
-        super().__init__(f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads)
+        super().__init__(
+            f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads, working=working
+        )
         self._measure = EngineMeter(self.metrics)
         self._timeout_s = config.engine.timeout_s
         self._in_flight = InFlight(config.engine.in_flight)
         self._engine = tenant(config).build_engine(Path(folder) / "model")
+        self._end_pause: Callable[[], None] = lambda: None
         log.info("engine ready")
 
     @group("data")
     def generate(self, requests: Sequence[Any], *, timeout_s: float, guard: bool = False) -> list[Any]:
-        return self._engine.generate(requests, timeout_s=timeout_s, guard=guard)
+        with spans.span("generate", track="generate", requests=len(requests)):
+            return self._engine.generate(requests, timeout_s=timeout_s, guard=guard)
 
     @group("publish")
     def pause(self, in_flight: InFlight) -> None:
-        self._engine.pause(in_flight, timeout_s=self._timeout_s)
+        with spans.span("pause", track="publish"):
+            self._engine.pause(in_flight, timeout_s=self._timeout_s)
+        self._end_pause = spans.begin("paused", track="paused")
 
     @group("publish")
     def push(self, weights: WeightSet) -> None:
-        self._engine.push(weights)
+        with spans.span("push", track="publish", version=weights.version):
+            self._engine.push(weights)
 
     @group("publish")
     def probe(self, requests: Sequence[Any]) -> list[Any]:
-        return self._engine.generate(requests, timeout_s=self._timeout_s, guard=True)
+        with spans.span("probe", track="publish"):
+            return self._engine.generate(requests, timeout_s=self._timeout_s, guard=True)
 
     @group("publish")
     def resume(self) -> None:
         self._engine.resume()
+        self._end_pause()
+        self._end_pause = lambda: None
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
         stats = {**self._engine.stats(), "version": float(self._engine.version)}
         self._measure(stats)
-        return stats
+        return {**stats, "idle": self.idle()}
 
     @group("control")
     def stop(self) -> None:
         self._engine.close()
         self.stopping.set()
+
+
+def working(open_spans: Counter[str]) -> bool:
+    """An engine works while it loads or checks weights, or has requests in it and is not held for a push."""
+    return bool(open_spans["push"] or open_spans["probe"] or (open_spans["generate"] and not open_spans["paused"]))

@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.schema import RunConfig
-from telemetry import logs
+from telemetry import logs, spans
 from telemetry.exporter import Exporter
 
 # `control` answers while `data` is saturated; `publish` belongs to the one publisher; `main` to the long-running loop.
@@ -49,13 +49,16 @@ def group(name: str) -> Callable[[F], F]:
 class Process:
     """What every actor is: a role, a log, a metrics endpoint, and a main line that ends when it is told to stop."""
 
-    def __init__(self, role: str, *, config: RunConfig, folder: Path, threads: int = 1) -> None:
+    def __init__(
+        self, role: str, *, config: RunConfig, folder: Path, threads: int = 1, working: spans.Working | None = None
+    ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logs.configure(role, run=folder.name, folder=folder / "logs")
         self.role, self.stopping = role, Event()
+        self._spans = spans.configure(role, folder=folder / "spans", working=working)
         self.metrics = Exporter(role=role, run=folder.name)
         self.port = self.metrics.start(config.metrics.host) if config.metrics.enabled else 0
         self.host = reachable(config.metrics.host)
@@ -66,6 +69,13 @@ class Process:
         """Returns when the process is told to stop; that the call fails tells the driver that the process died."""
         self.stopping.wait()
         return None
+
+    def idle(self) -> dict[str, float] | None:
+        """Share of its time in which the process had nothing to do, by window; also set as a metric."""
+        idle = self._spans.idle()
+        for window, share in (idle or {}).items():
+            self.metrics.set("ratchet_idle_ratio", share, window=window)
+        return idle
 
     @group("control")
     def stop(self) -> None:

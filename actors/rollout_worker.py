@@ -17,6 +17,7 @@ from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
 from loops.rollout import Place, RolloutSlot
+from telemetry.spans import span
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class RolloutWorkerActor(Process):
         """Rolls out until told to stop. Raises what a slot raised."""
         rollout = self._config.rollout
         num_slots = 1 if self._config.mode == "sync" else rollout.slots
-        threads = [Thread(target=self._roll, args=(slot,), daemon=True) for slot in range(num_slots)]
+        threads = [
+            Thread(target=self._roll, args=(slot,), name=f"slot {slot}", daemon=True) for slot in range(num_slots)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -71,7 +74,8 @@ class RolloutWorkerActor(Process):
 
     @group("data")
     def evaluate(self, version: int, step: int) -> Evaluation:
-        return self._stage.evaluate(version, step)
+        with span("evaluate", track="evaluate", step=step):
+            return self._stage.evaluate(version, step)
 
     @group("control")
     def status(self) -> Mapping[str, Any]:

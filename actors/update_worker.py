@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,9 @@ class UpdateWorkerActor(Process):
 
     def __init__(self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any) -> None:
         self._folder, self._config = Path(folder), config
-        super().__init__("update-0", config=config, folder=self._folder, threads=config.learner.threads)
+        super().__init__(
+            "update-0", config=config, folder=self._folder, threads=config.learner.threads, working=working
+        )
         self._meter = UpdateMeter(self.metrics, steps=config.steps)
         self._lines = JsonLines(self._folder / "metrics.jsonl")
         self._progress = Progress(step=0, version=-1, phase="starting")
@@ -118,6 +121,7 @@ class UpdateWorkerActor(Process):
             "reward": self._reward,
             "step_s": step_s,
             "warm_start_step": progress.stats.get("warm_start_step"),
+            "idle": self.idle(),
         }
 
 
@@ -131,3 +135,9 @@ class MeasuredPublisher:
         outcome = self._publisher.publish(weights)
         self._meter.push(outcome, self._publisher.last_push_s)
         return outcome
+
+
+def working(open_spans: Counter[str]) -> bool:
+    """The update worker works unless it waits for others: for a batch, for scores, for sequences in flight."""
+    waiting = open_spans["wait"] or open_spans["evaluate"] or open_spans["pause"]
+    return bool(open_spans.total()) and not waiting

@@ -104,6 +104,7 @@ class Watch:
                 "tokens_per_s": rates[1],
                 "lag": store.get("ready", 0),
                 "items": rollout.get("items"),
+                "idle": {role: answer["idle"] for role, answer in self._answers.items() if answer.get("idle")},
                 "eta_s": None if step_s is None else step_s * (self._config.steps - step),
                 **fields,
             }

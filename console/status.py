@@ -86,6 +86,7 @@ def summarise(folder: Path, view: StoreView | None) -> dict[str, Any]:
         "lag": written.get("lag"),
         "reward": written.get("reward"),
         "eta_s": written.get("eta_s"),
+        "idle": written.get("idle"),
         "updated": written.get("updated"),
         **_from_store(view),
         "folder": str(folder),
@@ -123,6 +124,11 @@ def render(summary: Mapping[str, Any]) -> str:
         ended = ", ".join(f"{count} {name}" for name, count in ledger["ended"].items() if count)
         lines.append(f"  tasks: {ledger['handed']} handed out = {ended or '0 ended'} + {ledger['in_flight']} in flight")
         lines.append(f"  ledger: {'balanced' if ledger['balanced'] else 'DOES NOT BALANCE'}")
+    if summary["idle"]:
+        shares = ", ".join(
+            f"{role} {idle['minute']:.0%} ({idle['run']:.0%})" for role, idle in sorted(summary["idle"].items())
+        )
+        lines.append(f"  idle in the last minute (since its first work): {shares}")
     if summary["state"] in ("crashed", "failed", "stopped"):
         lines.append(f"  go on with: ratchet resume {summary['run']}")
     return "\n".join(lines)

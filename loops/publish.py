@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from contracts.errors import PushRefusedError
 from contracts.protocols import Fleet, InFlight, WeightSet
 from contracts.records import Guard, Served
+from telemetry.spans import span
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
@@ -47,7 +48,8 @@ class Publisher(Generic[Ask, Answer]):
         Raises PushRefusedError when patience is over, or there is no older version to put back.
         """
         start = time.monotonic()
-        self._fleet.pause(self._in_flight)
+        with span("pause"):
+            self._fleet.pause(self._in_flight)
         try:
             if not self._warm:  # so that the first check, too, follows cached prompts
                 self._fleet.probe(self._probes)
@@ -60,12 +62,15 @@ class Publisher(Generic[Ask, Answer]):
                 return Served(version=weights.version, gap=off, wall_time=time.time())
             return self._refuse(weights, off)
         finally:
-            self._fleet.resume()
+            with span("resume"):
+                self._fleet.resume()
             self.last_push_s = time.monotonic() - start
 
     def _push(self, weights: WeightSet) -> float:
-        self._fleet.push(weights)
-        return max(self._gap(answers) for answers in self._fleet.probe(self._probes))
+        with span("push"):
+            self._fleet.push(weights)
+        with span("probe"):
+            return max(self._gap(answers) for answers in self._fleet.probe(self._probes))
 
     def _refuse(self, weights: WeightSet, off: float) -> Guard:
         self._refused_in_a_row += 1

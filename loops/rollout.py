@@ -10,6 +10,7 @@ from typing import Protocol
 
 from contracts.protocols import Store
 from contracts.records import Ack, Episode, Lease
+from telemetry.spans import begin, span
 
 IDLE_FIRST_S, IDLE_MOST_S = 0.002, 0.05  # how long an empty-handed slot waits before it asks again
 
@@ -53,6 +54,7 @@ class RolloutSlot:
         self._store, self._player = store, player
         self._uuid, self._place, self._episode_id, self._hear = store_uuid, place, episode_id, hear
         self._epoch, self._seq = -1, 0
+        self._end_wait: Callable[[], None] | None = None  # of the span of a slot that has nothing in hand
 
     def run(self, stop: Event) -> None:
         """Until `stop`. Raises what the store and the player raise."""
@@ -70,13 +72,19 @@ class RolloutSlot:
         if self._epoch < 0:
             self._epoch = self._store.attach(self._place.producer)
         place = self._place
+        self._end_wait = self._end_wait or begin("lease")
         leases = self._store.lease(
             place.producer, self._epoch, max_tasks=self._player.capacity, rank=place.rank, world=place.world
         )
         if not leases:
             return 0
-        episodes = [self._sign(episode) for episode in self._player.play(leases)]
-        for episode, ack in zip(episodes, self._store.append(episodes), strict=True):
+        self._end_wait()
+        self._end_wait = None
+        with span("play", groups=len(leases)):
+            episodes = [self._sign(episode) for episode in self._player.play(leases)]
+        with span("append", episodes=len(episodes)):
+            acks = self._store.append(episodes)
+        for episode, ack in zip(episodes, acks, strict=True):
             self._hear(episode, ack)
         return len(episodes)
 

@@ -15,6 +15,7 @@ from contracts.errors import PromptTooLongError
 from contracts.protocols import Completion, Prompt, Request, Sampling, Verdict
 from contracts.records import Episode, IntArray, Lease, Purpose, Span, Step, StopReason
 from loops.tasks import derive_seed
+from telemetry.spans import span
 
 SPOKEN = (StopReason.TERMINATED, StopReason.LENGTH)
 _CALLS = itertools.count()
@@ -77,7 +78,8 @@ class Policy:
     def complete(self, requests: Sequence[Request], *, timeout_s: float) -> list[Completion]:
         """A completion for each request, in order; requests without a prompt are not sent."""
         sent = [request for request in requests if len(request.prompt_ids)]
-        answers = iter(self.engine.generate(sent, timeout_s=timeout_s))
+        with span("generate", requests=len(sent)):
+            answers = iter(self.engine.generate(sent, timeout_s=timeout_s))
         return [next(answers) if len(request.prompt_ids) else refused(request) for request in requests]
 
     def judge(
@@ -87,7 +89,9 @@ class Policy:
         verdicts = [Verdict(reward=None, parts={}, stop_reason=one.stop_reason) for one in completions]
         spoken = [i for i, one in enumerate(completions) if one.stop_reason in SPOKEN]
         texts = [(*items[i], self.codec.decode(completions[i].token_ids)) for i in spoken]
-        for i, verdict in zip(spoken, environment.score(texts), strict=True):
+        with span("reward", completions=len(texts)):
+            scored = environment.score(texts)
+        for i, verdict in zip(spoken, scored, strict=True):
             verdicts[i] = verdict
         return verdicts
 

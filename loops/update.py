@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -35,6 +36,7 @@ from contracts.records import (
     Version,
 )
 from loops.tasks import derive_seed
+from telemetry.spans import span
 
 log = logging.getLogger(__name__)
 IDLE_S = 0.005  # between two looks at a queue that is not full yet
@@ -62,7 +64,8 @@ class UpdatePorts:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What one step did and how long its parts took (seconds)."""
+    """What one step did, and how many seconds each part took since the report before (telemetry/catalogue.py has the
+    parts): a checkpoint counts with the step after it."""
 
     step: int
     version: int
@@ -93,6 +96,7 @@ class UpdateLoop:
         self._at = Position()
         self._recovering = False
         self._versions: dict[int, Version] = {}
+        self._seconds: dict[str, float] = {}
 
     @property
     def step(self) -> int:
@@ -161,14 +165,16 @@ class UpdateLoop:
         return None
 
     def _genesis(self) -> None:
-        stats = self._ports.prepare()
+        with span("warm_start"):
+            stats = self._ports.prepare()
         root_hash = self._ports.learner.root_hash()
         known = self._versions.get(0)
         number = 0 if known is None or known.root_hash == root_hash else self._at.last_number + 1
         if known is not None and known.root_hash != root_hash:
             log.warning("the warm start gave other bits than before", extra={"version": number})
         self._at.version, self._at.step = number, 0
-        self._ports.save_version(self._ports.learner.weights(number))
+        with self._part("save", step=0):
+            self._ports.save_version(self._ports.learner.weights(number))
         self._decide_version(Version(version=number, parent=-1, branch=BRANCH, step=0, root_hash=root_hash))
         self._checkpoint()
         self._report("genesis", stats=stats)
@@ -192,7 +198,9 @@ class UpdateLoop:
 
     def _repeat(self, lsn: int, batch: Batch, versions: list[Version]) -> None:
         """A step whose version is in the log: compute it, compare, append nothing unless the bits differ."""
-        result = self._ports.learner.step(batch, self._episodes(batch))
+        episodes = self._read(batch)
+        with self._part("update", step=batch.step):
+            result = self._ports.learner.step(batch, episodes)
         latest = max(versions, key=lambda version: version.version)
         same = [version for version in versions if version.root_hash == result.root_hash]
         if same:
@@ -210,18 +218,14 @@ class UpdateLoop:
     def run(self, stop: Event) -> None:
         """Steps until the configured number is done or `stop` is set; a checkpoint ends both."""
         while self._at.step < self._config.steps and not stop.is_set():
-            start = time.monotonic()
             request = self._batch_request()
-            got = self._ports.store.append_batch(request)
-            while got is None:
-                if stop.wait(IDLE_S):
-                    break
+            with self._part("wait", step=request.step):
                 got = self._ports.store.append_batch(request)
+                while got is None and not stop.wait(IDLE_S):
+                    got = self._ports.store.append_batch(request)
             if got is None:
                 break
-            waited = time.monotonic() - start
-            lsn, batch = got
-            self._compute(lsn, batch, waited_s=waited)
+            self._compute(*got)
             self._after_step()
         if self._at.step % self._config.checkpoint.every_steps:
             self._checkpoint()
@@ -240,44 +244,31 @@ class UpdateLoop:
             coefficients={},
         )
 
-    def _compute(self, lsn: int, batch: Batch, *, waited_s: float = 0.0) -> None:
+    def _compute(self, lsn: int, batch: Batch) -> None:
         """One fresh step; after two failures, in this process or in ones that it killed, the batch is skipped."""
         failures = sum(isinstance(r, Failure) and r.batch_lsn == lsn for _, r in self._at.records)
-        seconds = {"wait": waited_s}
         while failures < FAILURES_TO_SKIP:
-            start = time.monotonic()
             try:
-                episodes = self._episodes(batch)
-                seconds["read"] = time.monotonic() - start
-                result = self._ports.learner.step(batch, episodes)
+                episodes = self._read(batch)
+                with self._part("update", step=batch.step):
+                    result = self._ports.learner.step(batch, episodes)
             except LearnerError as error:
                 failures += 1
                 log.error("a learner step failed", extra={"step": batch.step, "detail": str(error)})
                 self._decide(Failure(role="learner", detail=str(error), batch_lsn=lsn))
                 continue
-            seconds["update"] = time.monotonic() - start - seconds["read"]
-            self._new_version(lsn, batch, result, seconds=seconds, staleness=self._staleness(batch, episodes))
+            self._new_version(lsn, batch, result, staleness=self._staleness(batch, episodes))
             return
         reason = f"failed {failures} times"
         log.error("batch skipped", extra={"step": batch.step, "reason": reason})
         self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=BRANCH, reason=reason))
         self._at.step = batch.step
 
-    def _new_version(
-        self,
-        lsn: int,
-        batch: Batch,
-        result: StepResult,
-        *,
-        seconds: dict[str, float] | None = None,
-        staleness: float = 0.0,
-    ) -> None:
-        seconds = {} if seconds is None else seconds
-        start = time.monotonic()
+    def _new_version(self, lsn: int, batch: Batch, result: StepResult, *, staleness: float = 0.0) -> None:
         number = self._at.last_number + 1
-        weights = self._ports.learner.weights(number)
-        self._ports.save_version(weights)
-        seconds["save"] = time.monotonic() - start
+        with self._part("save", step=batch.step):
+            weights = self._ports.learner.weights(number)
+            self._ports.save_version(weights)
         self._decide_version(
             Version(
                 version=number,
@@ -291,11 +282,9 @@ class UpdateLoop:
             )
         )
         self._at.version, self._at.step = number, batch.step
-        seconds["decide"] = time.monotonic() - start - seconds["save"]
         if not self._recovering:  # of what is recovered, only the last version is published
             self._publish(weights)
-            seconds["publish"] = time.monotonic() - start - seconds["save"] - seconds["decide"]
-        self._report("step", stats=result.stats, seconds=seconds, staleness=staleness)
+        self._report("step", stats=result.stats, staleness=staleness)
 
     def _after_step(self) -> None:
         config = self._config
@@ -309,7 +298,8 @@ class UpdateLoop:
     # ------------------------------------------------------------------------------------------ decisions
 
     def _publish(self, weights: WeightSet) -> None:
-        outcome = self._ports.publisher.publish(weights)
+        with self._part("publish", step=self._at.step):
+            outcome = self._ports.publisher.publish(weights)
         self._decide(outcome)
         if isinstance(outcome, Guard):
             log.error("push refused", extra={"version": outcome.version, "reason": outcome.reason})
@@ -318,7 +308,8 @@ class UpdateLoop:
 
     def _checkpoint(self) -> None:
         folder = f"checkpoints/step-{self._at.step:06d}-v{self._at.version:06d}"
-        state_hash = self._ports.learner.save(str(self._folder / folder))
+        with self._part("checkpoint", step=self._at.step):
+            state_hash = self._ports.learner.save(str(self._folder / folder))
         self._decide(
             Checkpoint(
                 version=self._at.version,
@@ -332,7 +323,8 @@ class UpdateLoop:
         self._ports.prune()
 
     def _evaluate(self) -> None:
-        evaluation = self._ports.evaluate(self._at.version, self._at.step)
+        with self._part("evaluate", step=self._at.step):
+            evaluation = self._ports.evaluate(self._at.version, self._at.step)
         self._decide(evaluation)
         self._report("evaluate", evaluation=evaluation)
 
@@ -348,14 +340,16 @@ class UpdateLoop:
         self._remember(version)
 
     def _decide(self, record: ControlRecord) -> int:
-        return self._ports.store.decide(record, self._session)
+        with self._part("decide", step=getattr(record, "step", self._at.step)):
+            return self._ports.store.decide(record, self._session)
 
     def _remember(self, version: Version) -> None:
         self._versions[version.version] = version
         self._at.last_number = max(self._at.last_number, version.version)
 
-    def _episodes(self, batch: Batch) -> list[Episode]:
-        return self._ports.store.read([row.episode_lsn for row in batch.rows])
+    def _read(self, batch: Batch) -> list[Episode]:
+        with self._part("read", step=batch.step):
+            return self._ports.store.read([row.episode_lsn for row in batch.rows])
 
     def _staleness(self, batch: Batch, episodes: Sequence[Episode]) -> float:
         """Mean steps between the versions that acted and the one that learns, over the batch's episodes."""
@@ -368,18 +362,26 @@ class UpdateLoop:
         phase: str,
         *,
         stats: Mapping[str, float] | None = None,
-        seconds: Mapping[str, float] | None = None,
         staleness: float = 0.0,
         evaluation: Evaluation | None = None,
     ) -> None:
+        seconds, self._seconds = self._seconds, {}
         self._ports.on_step(
             Progress(
                 step=self._at.step,
                 version=self._at.version,
                 phase=phase,
                 stats=stats or {},
-                seconds=seconds or {},
+                seconds=seconds,
                 staleness=staleness,
                 evaluation=evaluation,
             )
         )
+
+    @contextmanager
+    def _part(self, name: str, *, step: int) -> Iterator[None]:
+        """One part of a step, timed for its report and for a trace."""
+        start = time.monotonic()
+        with span(name, step=step):
+            yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - start

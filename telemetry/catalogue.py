@@ -129,7 +129,16 @@ _STORE = (
     _histogram("ratchet_log_sync_seconds", "Wall time of one fdatasync.", _SYNC_BUCKETS, log=LOGS),
     _gauge("ratchet_log_watermark_lag_bytes", "bytes", "Bytes appended and not yet known durable.", log=LOGS),
 )
-_PROCESS = (_gauge("ratchet_process_resident_bytes", "bytes", "Resident memory of the process."),)
+_PROCESS = (
+    _gauge("ratchet_process_resident_bytes", "bytes", "Resident memory of the process."),
+    _gauge(
+        "ratchet_idle_ratio",
+        "ratio",
+        "Share of its time in which an engine or the update worker had nothing to do, over the last minute and since "
+        "its first work.",
+        window=("minute", "run"),
+    ),
+)
 
 CATALOGUE: Mapping[str, Metric] = {
     metric.name: metric for metric in chain(_LEARNING, _MISMATCH, _ROLLOUT, _STORE, _PROCESS)

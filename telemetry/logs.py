@@ -79,9 +79,10 @@ class JsonLines:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if _ends_torn(path):
             os.write(self._file, b"\n")
+        self.size = os.fstat(self._file).st_size  # bytes
 
     def append(self, fields: Mapping[str, Any]) -> None:
-        os.write(self._file, dump_line(fields).encode() + b"\n")
+        self.size += os.write(self._file, dump_line(fields).encode() + b"\n")
 
     def close(self) -> None:
         os.close(self._file)

@@ -43,6 +43,15 @@ def test_text_says_the_same(finished_run: Path) -> None:
     assert "ratchet resume" not in text
 
 
+def test_the_idle_shares_are_shown_as_the_driver_wrote_them(finished_run: Path, tmp_path: Path) -> None:
+    folder = copy(finished_run, tmp_path)
+    idle = {"update-0": {"minute": 0.5, "run": 0.25}, "engine-0": {"minute": 0.125, "run": 0.07}}
+    write_status(folder, {"state": "running", "idle": idle})
+    summary = summarise(folder, open_store(folder))
+    assert summary["idle"] == idle
+    assert "idle in the last minute (since its first work): engine-0 12% (7%), update-0 50% (25%)" in render(summary)
+
+
 def test_a_live_driver_is_running(finished_run: Path, tmp_path: Path) -> None:
     folder = copy(finished_run, tmp_path)
     write_status(folder, {"state": "running"})
