@@ -20,7 +20,7 @@ from loops.publish import Publisher
 from loops.text import Policy, TextPlayer
 
 if TYPE_CHECKING:
-    from learners.grpo import GrpoLearner
+    from learners.policy_gradient import PolicyGradientLearner
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class TextTenant:
 
         return TransformersEngine(model_folder, settings, version=-1)
 
-    def build_learner(self, folder: Path) -> GrpoLearner:
-        from learners.grpo import GrpoLearner
+    def build_learner(self, folder: Path) -> PolicyGradientLearner:
+        from learners.policy_gradient import PolicyGradientLearner
 
         config = self._config
-        return GrpoLearner(
+        return PolicyGradientLearner(
             folder / "model",
             config.learner,
             seed=config.seed,
@@ -59,7 +59,7 @@ class TextTenant:
         )
 
     def build_publisher(
-        self, learner: GrpoLearner, fleet: Fleet[Request, Completion]
+        self, learner: PolicyGradientLearner, fleet: Fleet[Request, Completion]
     ) -> Publisher[Request, Completion]:
         from inference.parity import probe_requests, text_gap
 
@@ -75,7 +75,7 @@ class TextTenant:
         )
 
     def prepare(
-        self, learner: GrpoLearner, folder: Path, on_progress: Callable[[int, float], None]
+        self, learner: PolicyGradientLearner, folder: Path, on_progress: Callable[[int, float], None]
     ) -> Mapping[str, float]:
         """Supervised fine-tuning of the base weights."""
         config = self._config

@@ -5,9 +5,12 @@ Keys marked `resumable` may differ when a run is resumed; a change of any other 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from configs.formulas import FORMULAS, OWN, Advantage, Aggregation, Formula
 
 RESUMABLE = "resumable"
 
@@ -91,7 +94,21 @@ class WarmStart(Section):
 
 
 class Learner(Section):
-    algorithm: Literal["grpo", "ppo"] = "grpo"
+    """`algorithm` is the family. In policy_gradient `loss` names the formula, which decides every key that is null: the
+    table at the top of configs/formulas.py says what each name means. PPO takes the clips alone from it.
+    """
+
+    algorithm: Literal["policy_gradient", "ppo"] = "policy_gradient"
+    loss: str = "grpo"  # grpo, dr_grpo, dapo, gspo, rloo, reinforce_pp; or module:object from your own folder
+    advantage: Advantage | None = None
+    aggregation: Aggregation | None = None
+    clip_low: float | None = Field(None, ge=0)
+    clip_high: float | None = Field(None, ge=0)
+    dynamic_sampling: bool | None = None  # replace groups without spread before a batch is cut
+    dual_clip: float | None = Field(None, gt=1)
+    kl_coefficient: float = Field(0.0, ge=0)  # to the genesis weights; k3 in the loss, or a penalty in the reward
+    importance_cap: float | None = Field(2.0, gt=0)  # truncated importance weights; None: off
+    overlong_tokens: int = Field(0, ge=0)  # the last tokens before engine.max_tokens cost up to 1 of reward; 0: none
     groups_per_step: int = Field(32, ge=1)
     group_size: int = Field(8, ge=1)  # 1 in control runs
     learning_rate: float = Field(1e-4, gt=0)
@@ -100,20 +117,32 @@ class Learner(Section):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, gt=0)
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.28, ge=0)
-    dual_clip: float | None = Field(None, gt=1)
-    advantage: Literal["unbiased_std", "population_std", "mean_only"] = "unbiased_std"
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    kl_coefficient: float = Field(0.0, ge=0)  # k3 to the genesis weights
-    importance_cap: float | None = Field(2.0, gt=0)  # truncated importance weights; None: off
-    skip_zero_spread: bool = True
+    skip_zero_spread: bool = True  # rows without any gradient are not computed
     shuffle_rewards: bool = False  # negative control: rewards are permuted across the groups of a batch
     micro_batch_tokens: int = Field(16_384, ge=1)  # padded tokens in one forward pass
     precision: Literal["fp32", "bf16"] = "bf16"  # bf16: autocast; the weights stay float32
     attention: Literal["eager", "sdpa"] = "eager"
     threads: int = _free(1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str) -> str:
+        if loss not in FORMULAS and ":" not in loss:
+            raise ValueError(f"There is {', '.join(FORMULAS)}, or module:object from your own folder")
+        return loss
+
+    def formula(self) -> Formula:
+        """The loss with everything that was set beside it."""
+        chosen = {
+            "advantage": self.advantage,
+            "aggregation": self.aggregation,
+            "clip_low": self.clip_low,
+            "clip_high": self.clip_high,
+            "dynamic_sampling": self.dynamic_sampling,
+        }
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return replace(FORMULAS.get(self.loss, OWN), **given)  # type: ignore[arg-type]
 
 
 class Engine(Section):
@@ -217,7 +246,7 @@ class RunConfig(Section):
         }
         for key, value in wanted.items():
             if value is not is_control:
-                a, b = ("ppo", "torch") if is_control else ("grpo", "vllm or transformers")
+                a, b = ("ppo", "torch") if is_control else ("policy_gradient", "vllm or transformers")
                 raise ValueError(
                     f"control.id is {self.control.id or 'not set'}: learner.algorithm must be {a} and engine.backend "
                     f"{b}, but {key} is another"

@@ -199,7 +199,7 @@ class PpoLearner:
         advantages_N = rows.advantages_N[part]
         advantages_N = (advantages_N - advantages_N.mean()) / (advantages_N.std() + EPSILON)
         ratios_N = probability_ratios(log_probs_N, behaviour_N, torch.ones_like(behaviour_N))
-        low, high = settings.clip_low, settings.clip_high
+        low, high = settings.formula().clip_low, settings.formula().clip_high
         losses_N = clipped_losses(ratios_N, advantages_N, clip_low=low, clip_high=high, dual_clip=settings.dual_clip)
         value_loss = 0.5 * (self._network.values(observations_ND) - rows.targets_N[part]).square().mean()
         entropy = distribution.entropy().mean()

@@ -6,68 +6,97 @@ Shapes: N rows (episodes) of the batch, in its order; M of them are used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.formulas import Advantage
 from configs.schema import Learner as Settings
 from contracts.errors import LearnerError
 from contracts.records import Batch, Episode, FloatArray
-from learners.losses import Float64Array, group_advantages, token_weights
+from learners.losses import (
+    Float64Array,
+    batch_advantages,
+    group_advantages,
+    overlong_penalties,
+    penalised_returns,
+    token_weights,
+)
 from learners.packing import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The M rows that a step computes. Normalisers and statistics are over all N."""
+    """The M rows that a step computes. Normalisers and statistics are over all rows that count."""
 
     samples: tuple[Sample, ...]
     behaviours: tuple[FloatArray, ...]  # log-probs the engine reported, of each sample's acted tokens
-    advantages_M: Float64Array
+    advantages: tuple[Float64Array, ...]  # of each sample's acted tokens
     token_weights_M: Float64Array  # what one token counts in the batch's loss
     cuts: tuple[int, ...]  # samples in each micro-batch; (): the learner's own rule
     stats: dict[str, float]
 
 
-def read_rows(batch: Batch, episodes: Sequence[Episode], *, settings: Settings, max_tokens: int) -> Rows:
+def read_rows(
+    batch: Batch,
+    episodes: Sequence[Episode],
+    *,
+    settings: Settings,
+    max_tokens: int,
+    log_ratios: Callable[[Sequence[Sample]], Sequence[FloatArray]] | None = None,
+) -> Rows:
     """Raises LearnerError where batch and episodes do not fit, or a reward or an action is missing.
 
-    Rows whose advantage is exactly 0 have no gradient unless there is a KL term: they are left out of the computation
-    (`skip_zero_spread`), and still counted by the normalisers.
+    Rows without gradient (every advantage exactly 0, no KL term in the loss) are left out of the computation
+    (`skip_zero_spread`), and still counted by the normalisers. Under dynamic sampling a group without spread counts
+    nowhere: a batch cut for it has none, one from a log that was recorded without it gets smaller.
+    `log_ratios` gives log π - log π_reference of each sample's acted tokens, where the KL term is in the reward.
     """
+    formula = settings.formula()
     rewards_N = _rewards(batch, episodes)
-    if settings.shuffle_rewards:
-        rewards_N = np.random.default_rng(batch.seed).permutation(rewards_N)
-    groups_N = np.asarray([row.lease for row in batch.rows], dtype=np.int64)
-    advantages_N = group_advantages(rewards_N, groups_N, normalisation=settings.advantage)
     samples = [sample_of(episode) for episode in episodes]
     behaviours = [np.concatenate([step.log_probs for step in episode.steps]) for episode in episodes]
     lengths_N = np.asarray([len(behaviour) for behaviour in behaviours], dtype=np.int64)
-    weights_N = token_weights(lengths_N, aggregation=settings.aggregation, constant=max_tokens)
+    groups_N = np.asarray([row.lease for row in batch.rows], dtype=np.int64)
+    spread_N = _has_spread(rewards_N, groups_N)
+    counted_N = spread_N if formula.dynamic_sampling else np.ones(len(samples), dtype=np.bool_)
+
+    scores_N = rewards_N + overlong_penalties(lengths_N, limit=max_tokens, buffer=settings.overlong_tokens)
+    if settings.shuffle_rewards:
+        scores_N = np.random.default_rng(batch.seed).permutation(scores_N)
+    gaps = [np.zeros(length) for length in lengths_N] if log_ratios is None else log_ratios(samples)
+    cost = settings.kl_coefficient
+    returns = [
+        penalised_returns(score, cost * gap.astype(np.float64)) for score, gap in zip(scores_N, gaps, strict=True)
+    ]
+    advantages = _advantages(returns, groups_N, counted_N, advantage=formula.advantage)
+    weights_N = np.zeros(len(samples))
+    counted = lengths_N[counted_N]
+    weights_N[counted_N] = token_weights(counted, aggregation=formula.aggregation, constant=max_tokens)
     weights_N *= np.asarray([row.weight for row in batch.rows])
-    used_N = np.ones(len(samples), dtype=np.bool_)
-    if settings.skip_zero_spread and settings.kl_coefficient == 0.0:
-        used_N = advantages_N != 0.0
+
+    used_N = counted_N.copy()
+    if settings.skip_zero_spread and (settings.kl_coefficient == 0.0 or formula.kl_in == "reward"):
+        used_N &= np.asarray([bool(one.any()) for one in advantages])
     used = np.flatnonzero(used_N)
     return Rows(
         samples=tuple(samples[place] for place in used),
         behaviours=tuple(behaviours[place] for place in used),
-        advantages_M=advantages_N[used],
+        advantages=tuple(advantages[place] for place in used),
         token_weights_M=weights_N[used],
         cuts=_cuts(batch, used_N),
         stats={
             "reward_mean": float(rewards_N.mean()),
             "reward_std": float(rewards_N.std()),
-            "advantage_std": float(advantages_N.std()),
-            "zero_spread_groups": float(
-                sum(not advantages_N[groups_N == group].any() for group in np.unique(groups_N))
-            ),
+            "advantage_std": float(np.std([one.mean() for one in advantages])),
+            "zero_spread_groups": float(len(np.unique(groups_N[~spread_N]))),
             "groups": float(len(np.unique(groups_N))),
             "episodes": float(len(episodes)),
             "tokens": float(lengths_N.sum()),
             "completion_tokens_mean": float(lengths_N.mean()),
+            **({} if log_ratios is None else {"kl_reference": float(np.concatenate(gaps).mean())}),
         },
     )
 
@@ -103,6 +132,34 @@ def _rewards(batch: Batch, episodes: Sequence[Episode]) -> Float64Array:
             raise LearnerError(f"{where}: a step has no action, or another number of log-probs than tokens")
         rewards.append(episode.reward)
     return np.asarray(rewards, dtype=np.float64)
+
+
+def _has_spread(rewards_N: Float64Array, groups_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the rewards of a row's group differ, for each row."""
+    spread_N = np.zeros(len(rewards_N), dtype=np.bool_)
+    for group in np.unique(groups_N):
+        members = groups_N == group
+        spread_N[members] = rewards_N[members].min() != rewards_N[members].max()
+    return spread_N
+
+
+def _advantages(
+    returns: Sequence[Float64Array],
+    groups_N: NDArray[np.int64],
+    counted_N: NDArray[np.bool_],
+    *,
+    advantage: Advantage,
+) -> list[Float64Array]:
+    """Of each row's tokens. Group advantages are of a row's whole return; the batch's also of each token's."""
+    if advantage != "batch_std":
+        scores_N = np.asarray([one[0] for one in returns])
+        advantages_N = group_advantages(scores_N, groups_N, advantage=advantage)
+        return [np.full(len(one), value) for one, value in zip(returns, advantages_N, strict=True)]
+    cuts = np.cumsum([len(one) for one in returns])[:-1]
+    counted_K = np.repeat(counted_N, [len(one) for one in returns])
+    advantages_K = np.zeros(len(counted_K))
+    advantages_K[counted_K] = batch_advantages(np.concatenate(returns)[counted_K])
+    return np.split(advantages_K, cuts)
 
 
 def _cuts(batch: Batch, used_N: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -13,11 +13,13 @@ from torch import Tensor
 from configs.schema import Learner, ModelInit
 from contracts.records import Batch, Episode, Purpose, Row, Span, Step, StopReason
 from learners.checkpoint import load_state
-from learners.grpo import GrpoLearner
+from learners.policy_gradient import PolicyGradientLearner
 from models.init import init_model
 
 SMALL = ModelInit(layers=2, width=16, heads=2, feed_forward=24, max_positions=64)
-SETTINGS = Learner(precision="fp32", warmup_steps=0, learning_rate=1e-3, gradient_clip=1e9)
+SETTINGS = Learner(
+    aggregation="token", clip_high=0.28, precision="fp32", warmup_steps=0, learning_rate=1e-3, gradient_clip=1e9
+)
 MAX_TOKENS = 8
 
 
@@ -26,8 +28,10 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def make_learner(folder: Path, **settings: Any) -> GrpoLearner:
-    return GrpoLearner(folder, SETTINGS.model_copy(update=settings), seed=0, temperature=1.0, max_tokens=MAX_TOKENS)
+def make_learner(folder: Path, **settings: Any) -> PolicyGradientLearner:
+    return PolicyGradientLearner(
+        folder, SETTINGS.model_copy(update=settings), seed=0, temperature=1.0, max_tokens=MAX_TOKENS
+    )
 
 
 def make_batch(
@@ -76,7 +80,7 @@ def with_log_probs(episode: Episode, log_probs: np.ndarray[Any, np.dtype[np.floa
 
 
 def first_gradient(
-    learner: GrpoLearner, folder: Path, batch: Batch, episodes: Sequence[Episode]
+    learner: PolicyGradientLearner, folder: Path, batch: Batch, episodes: Sequence[Episode]
 ) -> Mapping[str, Tensor]:
     """The gradient of a fresh learner's first step: Adam's first moment is then (1 - beta1) times it."""
     learner.step(batch, episodes)

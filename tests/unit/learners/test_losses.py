@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,49 +11,51 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.formulas import Advantage, Aggregation, Ratio
 from learners.losses import (
-    Aggregation,
-    Normalisation,
+    at_level,
+    batch_advantages,
     clipped_losses,
     effective_sample_share,
     group_advantages,
     importance_weights,
     k3,
+    overlong_penalties,
+    penalised_returns,
     probability_ratios,
     token_weights,
 )
 
 
-def advantages(rewards: list[float], normalisation: Normalisation = "unbiased_std") -> list[float]:
+def advantages(rewards: list[float], advantage: Advantage = "unbiased_std") -> list[float]:
     groups = np.zeros(len(rewards), dtype=np.int64)
-    return [float(value) for value in group_advantages(np.array(rewards), groups, normalisation=normalisation)]
+    return [float(value) for value in group_advantages(np.array(rewards), groups, advantage=advantage)]
 
 
 @pytest.mark.parametrize(
-    ("rewards", "normalisation", "expected"),
+    ("rewards", "advantage", "expected"),
     [
         ([1.0] + [0.0] * 7, "unbiased_std", [2.4749] + [-0.3536] * 7),
         ([1.0] + [0.0] * 7, "population_std", [2.6458] + [-0.3780] * 7),
         ([1.0] + [0.0] * 7, "mean_only", [0.875] + [-0.125] * 7),
         ([1.0, 0.0, 0.0, 0.0], "unbiased_std", [1.5, -0.5, -0.5, -0.5]),
         ([1.0, 0.0], "unbiased_std", [0.7071, -0.7071]),
+        ([1.0, 0.0, 0.0, 0.5], "leave_one_out", [1 - 0.5 / 3, -0.5, -0.5, 0.5 - 1 / 3]),
     ],
 )
-def test_reference_advantages(rewards: list[float], normalisation: Normalisation, expected: list[float]) -> None:
-    assert advantages(rewards, normalisation) == pytest.approx(expected, abs=1e-4)
+def test_reference_advantages(rewards: list[float], advantage: Advantage, expected: list[float]) -> None:
+    assert advantages(rewards, advantage) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("normalisation", ["unbiased_std", "population_std", "mean_only"])
+@pytest.mark.parametrize("advantage", ["unbiased_std", "population_std", "mean_only", "leave_one_out"])
 @given(reward=st.floats(-10, 10), size=st.integers(1, 9))
-def test_a_group_without_spread_has_exactly_no_advantage(
-    normalisation: Normalisation, reward: float, size: int
-) -> None:
-    assert advantages([reward] * size, normalisation) == [0.0] * size
+def test_a_group_without_spread_has_exactly_no_advantage(advantage: Advantage, reward: float, size: int) -> None:
+    assert advantages([reward] * size, advantage) == [0.0] * size
 
 
 def test_groups_do_not_mix_wherever_their_rows_stand() -> None:
     rewards, groups = np.array([1.0, 5.0, 0.0, 5.0]), np.array([7, 9, 7, 9])
-    got = group_advantages(rewards, groups, normalisation="unbiased_std")
+    got = group_advantages(rewards, groups, advantage="unbiased_std")
     np.testing.assert_allclose(got, [0.7071, 0.0, -0.7071, 0.0], atol=1e-4)
 
 
@@ -67,6 +70,44 @@ def test_groups_do_not_mix_wherever_their_rows_stand() -> None:
 def test_token_weights(aggregation: Aggregation, expected: list[float]) -> None:
     got = token_weights(np.array([1, 2, 3]), aggregation=aggregation, constant=10)
     np.testing.assert_allclose(got, expected)
+
+
+def test_no_rows_have_no_weights() -> None:
+    for aggregation in get_args(Aggregation):
+        assert token_weights(np.zeros(0, np.int64), aggregation=aggregation, constant=10).shape == (0,)
+
+
+def test_batch_advantages_are_over_all_tokens() -> None:
+    got = batch_advantages(np.array([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(got, [1 / 3**0.5] * 3 + [-(3**0.5)], rtol=1e-5)
+    assert batch_advantages(np.full(3, 0.1)).tolist() == [0.0] * 3
+    assert batch_advantages(np.zeros(0)).shape == (0,)
+
+
+def test_a_penalty_counts_from_its_token_on_backward() -> None:
+    returns = penalised_returns(1.0, np.array([0.1, -0.2, 0.4]))
+    np.testing.assert_allclose(returns, [0.7, 0.8, 0.6])
+    assert penalised_returns(0.3, np.zeros(2)).tolist() == [0.3, 0.3]
+
+
+def test_overlong_penalties() -> None:
+    lengths = np.array([1, 6, 7, 8, 10])
+    np.testing.assert_allclose(overlong_penalties(lengths, limit=10, buffer=4), [0, 0, -0.25, -0.5, -1])
+    assert not overlong_penalties(lengths, limit=10, buffer=0).any()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ("token", [-1.0, -3.0, -2.0, -0.5]),
+        ("sequence_mean", [-2.0, -2.0, -2.0, -0.5]),
+        ("sequence", [-4.0, -4.0, -2.0, -0.5]),
+    ],
+)
+def test_log_probs_at_the_level_of_the_ratio(ratio: Ratio, expected: list[float]) -> None:
+    values, owners = torch.tensor([-1.0, -3.0, -2.0, -0.5]), torch.tensor([0, 0, 1, 2])
+    assert at_level(values, owners, ratio=ratio).tolist() == expected
+    assert at_level(values[:0], owners[:0], ratio=ratio).shape == (0,)
 
 
 def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:

@@ -17,12 +17,16 @@ def read(batch: Batch, episodes: list[Episode], **settings: object) -> Rows:
     return read_rows(batch, episodes, settings=SETTINGS.model_copy(update=settings), max_tokens=MAX_TOKENS)
 
 
+def flat(rows: Rows) -> list[float]:
+    return [float(value) for advantages in rows.advantages for value in advantages]
+
+
 def test_rows_without_advantage_are_left_out_and_still_counted() -> None:
     batch, episodes = make_batch([[1, 0], [0.5, 0.5], [0, 1]])
     rows, everything = read(batch, episodes), read(batch, episodes, skip_zero_spread=False)
     assert (len(rows.samples), len(everything.samples)) == (4, 6)
     assert rows.token_weights_M.tolist() == everything.token_weights_M[[0, 1, 4, 5]].tolist()
-    assert everything.advantages_M.tolist()[2:4] == [0.0, 0.0]
+    assert not any(advantages.any() for advantages in everything.advantages[2:4])
     assert rows.stats == everything.stats
     assert (rows.stats["zero_spread_groups"], rows.stats["groups"], rows.stats["episodes"]) == (1, 3, 6)
     assert rows.stats["tokens"] == sum(len(episode.steps[0].action) for episode in episodes)
@@ -31,6 +35,35 @@ def test_rows_without_advantage_are_left_out_and_still_counted() -> None:
 def test_with_a_kl_term_every_row_has_a_gradient() -> None:
     batch, episodes = make_batch([[1, 0], [0.5, 0.5]])
     assert len(read(batch, episodes, kl_coefficient=0.1).samples) == 4
+
+
+def test_under_dynamic_sampling_a_group_without_spread_counts_nowhere() -> None:
+    batch, episodes = make_batch([[1, 0], [0.5, 0.5], [0, 1]])
+    without = replace(batch, rows=batch.rows[:2] + batch.rows[4:])
+    alone = read(without, episodes[:2] + episodes[4:])
+    rows = read(batch, episodes, dynamic_sampling=True)
+    assert (flat(rows), rows.token_weights_M.tolist()) == (flat(alone), alone.token_weights_M.tolist())
+    assert len(read(batch, episodes, dynamic_sampling=True, kl_coefficient=0.1).samples) == 4
+    nothing = read(*make_batch([[1, 1], [0.5, 0.5]]), dynamic_sampling=True)
+    assert (nothing.samples, nothing.stats["zero_spread_groups"]) == ((), 2)
+
+
+def test_the_batchs_mean_gives_groups_without_spread_an_advantage() -> None:
+    batch, episodes = make_batch([[1, 1], [0, 0]])
+    rows = read(batch, episodes, loss="reinforce_pp", aggregation=None)
+    assert len(rows.samples) == 4
+    assert rows.stats["zero_spread_groups"] == 2
+    assert [bool(one[0] > 0) for one in rows.advantages] == [True, True, False, False]
+
+
+def test_overlong_completions_lose_reward_and_so_gain_spread() -> None:
+    batch, episodes = make_batch([[1, 1, 1, 1]], seed=3)
+    lengths = [len(episode.steps[0].action) for episode in episodes]
+    assert len(set(lengths)) > 1
+    rows = read(batch, episodes, advantage="mean_only", overlong_tokens=MAX_TOKENS)
+    shares = np.array(lengths) / MAX_TOKENS
+    np.testing.assert_allclose([one[0] for one in rows.advantages], shares.mean() - shares)
+    assert rows.stats["reward_mean"] == 1.0
 
 
 def test_cuts_lose_the_rows_that_are_left_out() -> None:
@@ -45,10 +78,10 @@ def test_shuffled_rewards_are_the_same_ones_elsewhere_fixed_by_the_batch_seed() 
     straight = read(batch, episodes, advantage="mean_only", skip_zero_spread=False)
     shuffled = read(batch, episodes, advantage="mean_only", skip_zero_spread=False, shuffle_rewards=True)
     again = read(batch, episodes, advantage="mean_only", skip_zero_spread=False, shuffle_rewards=True)
-    assert shuffled.advantages_M.tolist() == again.advantages_M.tolist() != straight.advantages_M.tolist()
+    assert flat(shuffled) == flat(again) != flat(straight)
     assert shuffled.stats["reward_mean"] == pytest.approx(straight.stats["reward_mean"])
     other = read(replace(batch, seed=6), episodes, advantage="mean_only", skip_zero_spread=False, shuffle_rewards=True)
-    assert other.advantages_M.tolist() != shuffled.advantages_M.tolist()
+    assert flat(other) != flat(shuffled)
 
 
 def test_a_row_weight_scales_its_tokens() -> None:

@@ -1,4 +1,4 @@
-"""The GRPO step: the gradient is the formula's, a failed step changes nothing, the state survives a process."""
+"""The step: its gradient is the formula's, a failed one changes nothing, the state survives a process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.formulas import Aggregation
 from contracts.errors import FormatError, LearnerError, UserError
 from contracts.protocols import Learner
 from contracts.records import Batch, Episode, FloatArray
 from learners.checkpoint import load_state
-from learners.grpo import GrpoLearner
-from learners.losses import Aggregation, group_advantages
+from learners.losses import group_advantages
+from learners.policy_gradient import PolicyGradientLearner
 from learners.rows import sample_of
 from models.causal_lm import load_model
 from tests.unit.learners.builders import (
@@ -54,7 +55,7 @@ def plain_gradient(
     """The loss as papers write it: one sequence at a time, loops over tokens, PPO's clips spelled out."""
     model = load_model(folder, attention="eager", dtype=torch.float32)
     rewards, groups = np.array([e.reward for e in episodes]), np.array([e.lease for e in episodes])
-    advantages = group_advantages(rewards, groups, normalisation="unbiased_std")
+    advantages = group_advantages(rewards, groups, advantage="unbiased_std")
     total = sum(len(e.steps[0].action) for e in episodes)
     loss = torch.zeros(())
     for episode, advantage in zip(episodes, advantages, strict=True):
@@ -66,14 +67,14 @@ def plain_gradient(
             log_prob = log_probs[len(step.observation) + t - 1, token]
             start = float(log_prob.detach())
             ratio = (log_prob - start).exp() * min(cap, math.exp(start - float(step.log_probs[t])))
-            clipped = ratio.clamp(1 - SETTINGS.clip_low, 1 + SETTINGS.clip_high)
+            clipped = ratio.clamp(1 - 0.2, 1 + 0.28)
             term = -torch.minimum(ratio * advantage, clipped * advantage)
             loss = loss + (term + kl * (math.e ** (start - log_prob) - (start - log_prob) - 1)) / size[aggregation]
     torch.autograd.backward(loss)
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def score(learner: GrpoLearner, episodes: list[Episode]) -> list[FloatArray]:
+def score(learner: PolicyGradientLearner, episodes: list[Episode]) -> list[FloatArray]:
     samples = [sample_of(episode) for episode in episodes]
     return learner.score([(sample.prompt_ids, sample.completion_ids) for sample in samples])
 
@@ -161,8 +162,8 @@ def test_stats_by_hand(folder: Path) -> None:
 
 def test_the_temperature_is_the_engines(folder: Path) -> None:
     pair = (np.array([97, 98], np.int32), np.array([99, 257], np.int32))
-    cold = GrpoLearner(folder, SETTINGS, seed=0, temperature=0.5, max_tokens=8)
-    warm = GrpoLearner(folder, SETTINGS, seed=0, temperature=1.0, max_tokens=8)
+    cold = PolicyGradientLearner(folder, SETTINGS, seed=0, temperature=0.5, max_tokens=8)
+    warm = PolicyGradientLearner(folder, SETTINGS, seed=0, temperature=1.0, max_tokens=8)
     assert not np.allclose(cold.score([pair])[0], warm.score([pair])[0], atol=1e-4)
     batch, episodes = make_batch([[1, 0]])
     scores = score(cold, episodes)
@@ -196,7 +197,7 @@ def test_the_schedule_follows_the_batchs_step_and_a_coefficient_overrules_it(fol
 # ---------------------------------------------------------------------------------------------- nothing changes
 
 
-def saved(learner: GrpoLearner, folder: Path) -> str:
+def saved(learner: PolicyGradientLearner, folder: Path) -> str:
     return learner.save(str(folder))
 
 
@@ -295,8 +296,9 @@ def test_a_state_before_the_first_step_is_loaded_too(folder: Path, tmp_path: Pat
 
 def test_a_refused_state_changes_nothing(folder: Path, tmp_path: Path) -> None:
     learner, other = make_learner(folder), make_learner(folder, kl_coefficient=0.1)
-    whole = learner.save(str(tmp_path / "state"))
     learner.step(*make_batch(step=1))
+    whole = learner.save(str(tmp_path / "state"))
+    learner.step(*make_batch(step=2))
     before = learner.root_hash()
     with pytest.raises(FormatError, match="hashes to"):
         learner.load(str(tmp_path / "state"), "0" * 64)
@@ -305,6 +307,17 @@ def test_a_refused_state_changes_nothing(folder: Path, tmp_path: Path) -> None:
     assert learner.root_hash() == before
     with pytest.raises(FormatError, match=r"another learner\.kl_coefficient"):
         other.load(str(tmp_path / "state"), whole)
+
+
+def test_genesis_knows_its_own_reference(folder: Path, tmp_path: Path) -> None:
+    """Before the first step the reference is the weights, so a KL term may come or go."""
+    learner, other = make_learner(folder), make_learner(folder, kl_coefficient=0.1)
+    plain, with_reference = learner.save(str(tmp_path / "a")), other.save(str(tmp_path / "b"))
+    expected = other.step(*make_batch(step=1)).root_hash
+    other.load(str(tmp_path / "a"), plain)
+    assert other.step(*make_batch(step=1)).root_hash == expected
+    learner.load(str(tmp_path / "b"), with_reference)
+    assert learner.step(*make_batch(step=1)).root_hash == make_learner(folder).step(*make_batch(step=1)).root_hash
 
 
 def test_reset_begins_anew_from_the_present_weights(folder: Path, tmp_path: Path) -> None:

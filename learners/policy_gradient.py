@@ -1,8 +1,9 @@
-"""Group-relative policy optimisation (GRPO): one clipped policy-gradient step on whole groups of episodes.
+"""One policy-gradient step on whole groups of episodes: GRPO, Dr. GRPO, DAPO, GSPO, RLOO, REINFORCE++, or your own.
 
-    episodes ─► advantages in each group ─► micro-batches ─► loss, gradient ─► AdamW ─► the next version's weights
+    episodes ─► advantages ─► micro-batches ─► loss, gradient ─► AdamW ─► the next version's weights
 
-The formulas are in learners/losses.py, the packing of rows in learners/packing.py.
+What each name means is in configs/formulas.py, the arithmetic in learners/losses.py, a loss of the user's own in
+learners/own_loss.py, the packing of rows in learners/packing.py.
 Shapes: M rows (episodes) that are computed, K completion tokens of a micro-batch.
 """
 
@@ -23,8 +24,16 @@ from contracts.errors import FormatError, LearnerError
 from contracts.protocols import StepResult, WeightSet
 from contracts.records import Batch, Episode, FloatArray, IntArray, Scalar
 from learners.checkpoint import load_state, save_state
-from learners.losses import clipped_losses, effective_sample_share, importance_weights, k3, probability_ratios
+from learners.losses import (
+    at_level,
+    clipped_losses,
+    effective_sample_share,
+    importance_weights,
+    k3,
+    probability_ratios,
+)
 from learners.optimizer import Optimizer, learning_rate
+from learners.own_loss import OwnLoss
 from learners.packing import MicroBatch, Sample, pack
 from learners.policy import PolicyModel
 from learners.rows import Rows, read_rows
@@ -60,8 +69,8 @@ class Tally:
         return stats
 
 
-class GrpoLearner:
-    """contracts.protocols.Learner by GRPO. Single-threaded; owns the process's torch settings.
+class PolicyGradientLearner:
+    """contracts.protocols.Learner by policy gradients. Single-threaded; owns the process's torch settings.
 
     The KL term's reference is the weights at `reset`, that is after any warm start; it is part of the state.
     """
@@ -69,10 +78,12 @@ class GrpoLearner:
     def __init__(self, folder: Path, settings: Settings, *, seed: int, temperature: float, max_tokens: int) -> None:
         """The model in `folder`; `temperature` and `max_tokens` are the engine's.
 
-        `seed` is for what a learner draws by itself; GRPO draws nothing but by its batch's seed, so it only fixes
+        `seed` is for what a learner draws by itself; this one draws nothing but by its batch's seed, so it only fixes
         torch's own generator. Raises UserError.
         """
         torch.manual_seed(seed)
+        self._formula = settings.formula()
+        self._own_loss = OwnLoss(settings.loss) if ":" in settings.loss else None
         self.model = PolicyModel(
             folder,
             attention=settings.attention,
@@ -111,9 +122,9 @@ class GrpoLearner:
         """
         started = time.perf_counter()
         self._check(batch)
-        rows = read_rows(batch, episodes, settings=self._settings, max_tokens=self._max_tokens)
         tally = Tally()
         try:
+            rows = self._read(batch, episodes)
             if rows.samples:
                 for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
                     self._accumulate(part, rows, tally)
@@ -134,22 +145,41 @@ class GrpoLearner:
         if batch.step <= self._last_step:
             raise LearnerError(f"step {batch.step} comes after step {self._last_step}: it would be learned from twice")
         if unknown := batch.coefficients.keys() - {LEARNING_RATE}:
-            raise LearnerError(f"step {batch.step}: coefficients {sorted(unknown)} mean nothing to GRPO")
+            raise LearnerError(f"step {batch.step}: coefficients {sorted(unknown)} mean nothing to it")
+
+    def _read(self, batch: Batch, episodes: Sequence[Episode]) -> Rows:
+        priced = self._reference is not None and self._formula.kl_in == "reward"
+        return read_rows(
+            batch,
+            episodes,
+            settings=self._settings,
+            max_tokens=self._max_tokens,
+            log_ratios=self._log_ratios if priced else None,
+        )
+
+    def _log_ratios(self, samples: Sequence[Sample]) -> list[FloatArray]:
+        """log π - log π_reference of every acted token, at the step's start."""
+        now, then = (
+            model.score(samples, max_tokens=self._settings.micro_batch_tokens, temperature=self._temperature)
+            for model in (self.model, self._reference)
+            if model is not None
+        )
+        return [one - other for one, other in zip(now, then, strict=True)]
 
     def _accumulate(self, part: MicroBatch, rows: Rows, tally: Tally) -> None:
         """Add one micro-batch's gradient. Every token already counts its share of the batch, so they simply add up."""
         settings, device = self._settings, self.model.device
         began = time.perf_counter()
         log_probs_K = self.model.log_probs(part, temperature=self._temperature)
-        advantages_K = torch.from_numpy(rows.advantages_M[part.owners_K]).float().to(device)
+        behaviour_K, advantages_K = (
+            torch.from_numpy(np.concatenate([values[place] for place in part.samples])).float().to(device)
+            for values in (rows.behaviours, rows.advantages)
+        )
         weights_K = torch.from_numpy(rows.token_weights_M[part.owners_K]).float().to(device)
-        behaviour_K = torch.from_numpy(np.concatenate([rows.behaviours[place] for place in part.samples])).to(device)
-        start_K = log_probs_K.detach()
-        importance_K = importance_weights(start_K, behaviour_K, cap=settings.importance_cap)
-        ratios_K = probability_ratios(log_probs_K, start_K, importance_K)
-        low, high, dual = settings.clip_low, settings.clip_high, settings.dual_clip
-        losses_K = clipped_losses(ratios_K, advantages_K, clip_low=low, clip_high=high, dual_clip=dual)
-        if self._reference is not None:
+        lengths = [len(rows.behaviours[place]) for place in part.samples]
+        owners_K = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
+        losses_K = self._losses(log_probs_K, behaviour_K, advantages_K, owners_K, tally)
+        if self._reference is not None and self._formula.kl_in == "loss":
             with torch.no_grad():
                 reference_K = self._reference.log_probs(part, temperature=self._temperature)
             divergences_K = k3(log_probs_K, reference_K)
@@ -161,16 +191,30 @@ class GrpoLearner:
         tally.seconds["forward_s"] += forward - began
         tally.seconds["backward_s"] += time.perf_counter() - forward
         tally.loss += float(loss.detach())
-        tally.importance.append(importance_K)
         tally.count(part)
+        start_K = log_probs_K.detach()
+        tally.add("kl", k3(behaviour_K, start_K))
+        tally.add("log_prob_gap", (start_K - behaviour_K).abs())
+        tally.add("entropy", -start_K)
+
+    def _losses(
+        self, log_probs_K: Tensor, behaviour_K: Tensor, advantages_K: Tensor, owners_K: Tensor, tally: Tally
+    ) -> Tensor:
+        """The policy's loss of each token, without a KL term."""
+        level, cap, dual = self._formula.ratio, self._settings.importance_cap, self._settings.dual_clip
+        low, high = self._formula.clip_low, self._formula.clip_high
+        start_K = at_level(log_probs_K.detach(), owners_K, ratio=level)
+        importance_K = importance_weights(start_K, at_level(behaviour_K, owners_K, ratio=level), cap=cap)
+        tally.importance.append(importance_K)
+        if self._own_loss is not None:
+            return self._own_loss(log_probs_K, behaviour_K, advantages_K, owners_K)
+        ratios_K = probability_ratios(at_level(log_probs_K, owners_K, ratio=level), start_K, importance_K)
         tally.add("ratio_mean", ratios_K)
         tally.add("clip_fraction_low", (advantages_K < 0) & (ratios_K < 1.0 - low))
         tally.add("clip_fraction_high", (advantages_K > 0) & (ratios_K > 1.0 + high))
         if dual is not None:
             tally.add("clip_fraction_dual", (advantages_K < 0) & (ratios_K > dual))
-        tally.add("kl", k3(behaviour_K, start_K))
-        tally.add("log_prob_gap", (start_K - behaviour_K).abs())
-        tally.add("entropy", -start_K)
+        return clipped_losses(ratios_K, advantages_K, clip_low=low, clip_high=high, dual_clip=dual)
 
     def _update(self, batch: Batch, tally: Tally) -> tuple[float, bool]:
         if not math.isfinite(tally.loss):
@@ -215,7 +259,9 @@ class GrpoLearner:
 
     def load(self, folder: str, state_hash: str) -> None:
         parts, numbers = load_state(Path(folder), state_hash)
-        if ("reference" in parts) != (self._reference is not None):
+        if numbers["last_step"] == 0:  # the reference is what there is now, whether it was saved or not
+            parts["reference"] = parts["weights"]
+        elif ("reference" in parts) != (self._reference is not None):
             raise FormatError(f"the state in {folder} was made with another learner.kl_coefficient: it is 0 in one")
         self.model.restore(parts["weights"])
         self._optimizer.restore(parts["optimizer"])
@@ -224,4 +270,5 @@ class GrpoLearner:
         self._last_step, self._num_skipped = numbers["last_step"], numbers["num_skipped"]
 
     def fingerprint(self) -> Mapping[str, Scalar]:
-        return self.model.fingerprint()
+        loss = self._settings.loss if self._own_loss is None else f"{self._settings.loss} {self._own_loss.code}"
+        return {**self.model.fingerprint(), "loss": loss}
