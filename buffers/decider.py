@@ -16,7 +16,9 @@ from contracts.records import Batch, Closed, ControlRecord, Disposition, Kind, S
 REASONS = {
     Disposition.STALE: "older than the bound when its turn came",
     Disposition.OFF_BRANCH: "made by a version that is no ancestor of the learner's",
+    Disposition.ZERO_SPREAD: "its returns are all equal, and the learner asked for groups with spread",
 }
+MOST_REPLACED = 10  # batches' worth of groups without spread that one batch may replace; then it takes what comes
 
 
 class Decider:
@@ -109,6 +111,7 @@ class Decider:
             num_groups=request.num_groups,
             parent_version=request.parent_version,
             max_staleness=request.max_staleness,
+            with_spread=request.with_spread and state.fold.num_replaced < MOST_REPLACED * request.num_groups,
         )
         if len(choice.leases) < request.num_groups:
             ends: Due = {}

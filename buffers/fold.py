@@ -7,7 +7,7 @@ Hence lateness is a matter of LSNs (an episode at or above the `data_lsn` of the
 ordered by LSNs, and a task's newest lease is the one with the most attempts.
 
     a group   OPEN ──► READY ──► BATCHED ──► TRAINED | ZERO_SPREAD | SKIPPED
-                │        └─────► (dropped)─► STALE | OFF_BRANCH
+                │        └─────► (dropped)─► STALE | OFF_BRANCH | ZERO_SPREAD
                 ├──► PENDING (a reward is not there yet) ──► READY | REWARD_TIMEOUT
                 ├──► FAULTY (a member is invalid) ──► QUARANTINED
                 └──► ABANDONED, or LATE once an episode came after all
@@ -62,6 +62,7 @@ class Fold:
     num_late: int = 0
     num_trained: int = 0
     num_doubled: int = 0  # second copies in the log: always 0, counted so that a fault shows
+    num_replaced: int = 0  # groups without spread that were closed since the last batch
     num_unresolved: int = 0  # references to a TASK that rot took
 
     branch: int = 0  # the newest one
@@ -257,6 +258,7 @@ class Fold:
             if group.stage in (Stage.BATCHED, Stage.ENDED):
                 continue
             group.closed_at = closed.data_lsn
+            self.num_replaced += closed.disposition is Disposition.ZERO_SPREAD
             self._end(group, closed.disposition)
             self._place(group)
             position = group.task.position
@@ -266,6 +268,7 @@ class Fold:
     def _batch(self, lsn: int, batch: Batch) -> None:
         self.batch_lsns[batch.branch, batch.step] = lsn
         self.last_steps[batch.branch] = batch.step
+        self.num_replaced = 0
         self.open_batches[lsn] = batch
         for group in self._find_all(leases_of(batch)):
             group.control_lsn = lsn

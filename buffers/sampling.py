@@ -19,14 +19,21 @@ class Choice:
     dropped: tuple[Dropped, ...]
 
 
-def choose_first(fold: Fold, queue: list[int], *, num_groups: int, parent_version: int, max_staleness: int) -> Choice:
-    """Up to `num_groups` groups of `queue` that are fresh enough for the child of `parent_version`."""
+def choose_first(
+    fold: Fold, queue: list[int], *, num_groups: int, parent_version: int, max_staleness: int, with_spread: bool
+) -> Choice:
+    """Up to `num_groups` groups of `queue` that are fresh enough for the child of `parent_version`.
+
+    `with_spread`: those whose returns are all equal are passed over too (DAPO, Yu et al. 2025, eq. 11).
+    """
     leases: list[int] = []
     dropped: list[Dropped] = []
     for lease in queue:
         if len(leases) == num_groups:
             break
         fault = find_fault(fold, lease, parent_version=parent_version, max_staleness=max_staleness)
+        if fault is None and with_spread and find_zero_spread(fold, (lease,)):
+            fault = Disposition.ZERO_SPREAD
         if fault is None:
             leases.append(lease)
         else:

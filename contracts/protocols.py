@@ -224,6 +224,7 @@ class BatchRequest:
     max_staleness: int  # versions between the oldest token and the parent version, along its ancestry
     seed: int
     coefficients: Mapping[str, float]
+    with_spread: bool = False  # groups whose returns are all equal are dropped, and others take their place
 
 
 class Store(Protocol):

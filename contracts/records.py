@@ -69,7 +69,7 @@ class Disposition(str, Enum):
     """How a handed-out task ended. Each task has exactly one; until then it is in flight."""
 
     TRAINED = "trained"
-    ZERO_SPREAD = "zero_spread"  # every member had the same return: no gradient
+    ZERO_SPREAD = "zero_spread"  # every member had the same return, in a batch or dropped before it (dynamic sampling)
     STALE = "stale"  # older than the bound when its turn came
     LATE = "late"  # its episodes came only after the lease was closed
     OFF_BRANCH = "off_branch"  # made by a version that is not an ancestor of the learner's

@@ -242,6 +242,7 @@ class UpdateLoop:
             max_staleness=config.max_staleness,
             seed=derive_seed(config.seed, "batch", BRANCH, step),
             coefficients={},
+            with_spread=config.learner.formula().dynamic_sampling,
         )
 
     def _compute(self, lsn: int, batch: Batch) -> None:

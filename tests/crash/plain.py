@@ -30,14 +30,14 @@ from loops.update import UpdateLoop, UpdatePorts
 VOCABULARY = 4
 
 
-def plain_config(*, mode: str = "sync", steps: int = 6, checkpoint_every: int = 2) -> RunConfig:
+def plain_config(*, mode: str = "sync", steps: int = 6, checkpoint_every: int = 2, loss: str = "grpo") -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "plain",
             "mode": mode,
             "steps": steps,
             "max_staleness": 0 if mode == "sync" else 1,
-            "learner": Learner(groups_per_step=2, group_size=2),
+            "learner": Learner(groups_per_step=2, group_size=2, loss=loss),
             "engine": Engine(backend="transformers", max_tokens=1),
             "rollout": Rollout(chunk=2, slots=1),
             "store": Store(segment_mib=1, control_segment_mib=1, reserve_mib=0, index_map_mib=16),

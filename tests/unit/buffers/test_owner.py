@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from buffers.decider import MOST_REPLACED
 from buffers.owner import StoreOwner, episode_id
 from buffers.view import StoreView
 from contracts.errors import FencedError, StoreBusyError, StoreError, StoreIdentityError, StoreStoppedError
@@ -25,13 +26,14 @@ from contracts.records import (
     Feedback,
     Kind,
     Purpose,
+    Served,
     Session,
     Skip,
     Span,
     StopReason,
     Version,
 )
-from tests.unit.buffers.bench import Bench, Clock, make_step, name_task, opened, small_config
+from tests.unit.buffers.bench import GROUPS_PER_STEP, Bench, Clock, make_step, name_task, opened, small_config
 
 
 def test_the_owner_is_a_store(tmp_path: Path) -> None:
@@ -288,6 +290,43 @@ def test_what_is_dropped_is_logged_though_the_batch_cannot_be_filled(tmp_path: P
         assert bench.owner.append_batch(bench.request(1, parent_version=2, max_staleness=0)) is None
         ledger = bench.owner.ledger()
         assert (ledger.ended["stale"], ledger.ended["off_branch"], ledger.in_flight) == (1, 1, 0)
+
+
+def test_groups_without_spread_are_replaced_where_the_learner_asks_for_spread(tmp_path: Path) -> None:
+    with opened(tmp_path, config=small_config(max_staleness=3)) as bench:
+        bench.serve(0)
+        flat, spread, flat_too, later = bench.lease(max_tasks=4)
+        bench.play([flat, flat_too], reward=1.0)
+        assert bench.owner.append_batch(bench.request(1, with_spread=True)) is None
+        assert bench.owner.ledger().ended["zero_spread"] == 2  # closed at once: admission may replace them
+        more = bench.lease(max_tasks=2)
+        bench.play([spread, more[0]])
+        bench.play([more[1]], reward=0.0)
+        bench.play([later])
+        lsn, batch = bench.cut(1, with_spread=True, num_groups=3)
+        assert [row.lease for row in batch.rows[::2]] == [spread.lsn, later.lsn, more[0].lsn]
+        assert batch.zero_spread == ()
+        assert [(drop.lease, drop.disposition) for drop in batch.dropped] == [(more[1].lsn, Disposition.ZERO_SPREAD)]
+        bench.decide_version(1, step=1, batch_lsn=lsn)
+        ledger = bench.owner.ledger()
+        assert (ledger.ended["zero_spread"], ledger.ended["trained"], ledger.balanced) == (3, 3, True)
+        assert bench.cut(1, with_spread=True) == (lsn, batch)
+
+
+def test_a_batch_does_not_replace_groups_for_ever(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        for _ in range(MOST_REPLACED):
+            bench.play(bench.lease(max_tasks=GROUPS_PER_STEP), reward=1.0)
+            assert bench.owner.append_batch(bench.request(1, with_spread=True)) is None
+    with opened(tmp_path) as bench:  # known from the log alone
+        bench.owner.decide(Served(version=0, gap=0.0), bench.session)
+        bench.play(bench.lease(max_tasks=GROUPS_PER_STEP), reward=1.0)
+        lsn, batch = bench.cut(1, with_spread=True)
+        assert len(batch.zero_spread) == GROUPS_PER_STEP
+        bench.serve(1, step=1, batch_lsn=lsn)
+        bench.play(bench.lease(max_tasks=GROUPS_PER_STEP), reward=1.0, version=1)
+        assert bench.owner.append_batch(bench.request(2, parent_version=1, with_spread=True)) is None
 
 
 def test_a_group_of_two_versions_is_as_old_as_its_oldest_token(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from configs.schema import RunConfig
 from contracts.errors import RunFolderError
 from contracts.records import Batch, Kind, Skip, Version
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
@@ -56,8 +57,8 @@ class Watched:
         return call
 
 
-def finish(folder: Path) -> PlainRun:
-    run = PlainRun(folder, config=plain_config())
+def finish(folder: Path, *, config: RunConfig | None = None) -> PlainRun:
+    run = PlainRun(folder, config=config or plain_config())
     run.go()
     run.close()
     return run
@@ -75,10 +76,15 @@ def versions(run: PlainRun) -> dict[int, str]:
 
 
 @pytest.mark.timeout(600)  # 114 runs with all their fsyncs: 8 CPU-seconds, and whatever the disk takes
-def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [plain_config(), pytest.param(plain_config(loss="dapo", steps=3), marks=pytest.mark.slow)],
+    ids=["grpo", "dapo, which replaces groups"],
+)
+def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: RunConfig) -> None:
     (tmp_path / "whole").mkdir()
-    expected = versions(finish(tmp_path / "whole"))
-    assert len(expected) == plain_config().steps + 1
+    expected = versions(finish(tmp_path / "whole", config=config))
+    assert len(expected) == config.steps + 1
     point = 0
     while True:
         point += 1
@@ -86,7 +92,7 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
         folder = tmp_path / f"point-{point}"
         folder.mkdir()
         wire = Tripwire(point)
-        run = PlainRun(folder, config=plain_config(), wrap=wire.wrap)
+        run = PlainRun(folder, config=config, wrap=wire.wrap)
         try:
             run.go()
         except Crash:
@@ -95,7 +101,7 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path) -> None:
             crashed = False
         finally:
             run.close()
-        after = finish(folder) if crashed else run
+        after = finish(folder, config=config) if crashed else run
         assert versions(after) == expected, f"point {point}"
         check_ledger(after, heard=run.acknowledged + (after.acknowledged if crashed else []))
         if not crashed:
@@ -108,7 +114,10 @@ def check_ledger(run: PlainRun, *, heard: list[tuple[str, int]]) -> None:
     reopened = PlainRun(run.folder, config=run.config)
     ledger = reopened.owner.ledger()
     assert ledger.balanced
-    assert ledger.ended.get("trained", 0) + ledger.ended.get("zero_spread", 0) == 2 * run.config.steps
+    replaced = run.config.learner.formula().dynamic_sampling
+    in_batches = ledger.ended["trained"] + (0 if replaced else ledger.ended["zero_spread"])
+    assert in_batches == 2 * run.config.steps
+    assert ledger.episodes_trained == 2 * in_batches
     by_id = dict(heard)
     for episode in reopened.owner.read(sorted(by_id.values())):
         assert by_id.pop(episode.episode_id) is not None
