@@ -39,10 +39,21 @@ def rebuild_version(folder: Path, version: int | None) -> tuple[Learner, Version
     return learner, made
 
 
-def evaluate_version(folder: Path, version: int | None) -> Evaluation:
-    """Held-out scores of a version on an engine of its own."""
-    config = load(folder / "config.yaml")
+def evaluate_version(
+    folder: Path,
+    version: int | None,
+    *,
+    samples: int | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Held-out scores of a version on an engine of its own. `samples` an item instead of the run's own number.
+
+    Raises RunFolderError, ReplayMismatchError; ConfigError where the number is no number of samples.
+    """
+    config = load(folder / "config.yaml", [] if samples is None else [f"evaluate.samples={samples}"])
+    on_progress("making the version's weights")
     learner, made = rebuild_version(folder, version)
+    on_progress(f"version {made.version}: starting an engine, then asking it all held-out items")
     kind = tenant(config)
     engine = kind.build_engine(folder / "model")
     stage = kind.open_stage(folder, engine, rank=0)

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts.protocols import Verdict
+from evaluation.intervals import Interval, bootstrap
 
 METRIC = "sampled_accuracy"  # the one that `held_out.metric` names
-CONFIDENCE = 0.95
-_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +34,14 @@ class Trial:
         return 0.0 if self.sample is None else 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean and its percentile bootstrap interval (Efron 1979) at CONFIDENCE."""
-
-    mean: float
-    low: float
-    high: float
-
-
 def plan(*, num_items: int, samples: int) -> list[Trial]:
     """`samples` completions at temperature 1 and one greedy one for each item."""
     return [Trial(index=i, sample=sample) for i in range(num_items) for sample in (*range(samples), None)]
 
 
 def score(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Both accuracies, the sampled one's interval, the mean training reward, and how many trials got no verdict.
+    """Both accuracies, the sampled one's interval, the mean training reward, and how many trials got no verdict; with
+    several samples an item, pass@k and its interval too.
 
     A trial whose environment failed is in no mean: it was not answered wrongly. Raises ValueError where none is left.
     """
@@ -58,7 +49,7 @@ def score(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, flo
     greedy = item_means(trials, verdicts, greedy=True)
     interval = bootstrap(sampled)
     rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
-    return {
+    scores = {
         METRIC: interval.mean,
         "sampled_accuracy_low": interval.low,
         "sampled_accuracy_high": interval.high,
@@ -66,16 +57,43 @@ def score(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, flo
         "reward_mean": float(np.mean(rewards)),
         "unscored": float(len(verdicts) - len(rewards)),
     }
+    if max(trial.sample or 0 for trial in trials) > 0:
+        for k, one in pass_at_k(trials, verdicts).items():
+            scores |= {f"pass@{k}": one.mean, f"pass@{k}_low": one.low, f"pass@{k}_high": one.high}
+    return scores
+
+
+def pass_at_k(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[int, Interval]:
+    """Probability that at least one of k samples is exactly right, for k = 1, 2, 4, ... and the number of samples.
+
+    The unbiased estimate of Chen et al. 2021, eq. 1, of each item, then mean and interval over items. An item of which
+    fewer than k samples got a verdict does not count for that k; a k for which no item counts is left out.
+    """
+    right, given = _counts(trials, verdicts, greedy=False)
+    samples = 1 + max((trial.sample for trial in trials if trial.sample is not None), default=0)
+    ks = sorted({1 << power for power in range(samples.bit_length())} | {samples})
+    found: dict[int, Interval] = {}
+    for k in ks:
+        enough = given >= k
+        if enough.any():
+            pairs = zip(given[enough].astype(int), right[enough].astype(int), strict=True)
+            found[k] = bootstrap(np.array([chance_of_one(int(n), int(c), k) for n, c in pairs]))
+    return found
+
+
+def chance_of_one(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): unbiased chance that k of n samples, of which c were right, hold a right one.
+
+    Chen et al. 2021, eq. 1, as the product of their figure 3: no large binomials.
+    """
+    if n - c < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
 def item_means(trials: Sequence[Trial], verdicts: Sequence[Verdict], *, greedy: bool) -> NDArray[np.float64]:
     """Share of exactly right completions of each item, float64 [items]; NaN where none got a verdict."""
-    num_items = 1 + max((trial.index for trial in trials), default=-1)
-    right, given = np.zeros(num_items), np.zeros(num_items)
-    for trial, verdict in zip(trials, verdicts, strict=True):
-        if verdict.reward is not None and (trial.sample is None) is greedy:
-            right[trial.index] += verdict.parts["exact"]
-            given[trial.index] += 1
+    right, given = _counts(trials, verdicts, greedy=greedy)
     if not given.any():
         raise ValueError(f"none of {len(trials)} held-out trials ({'greedy' if greedy else 'sampled'}) got a verdict")
     right[given == 0] = np.nan
@@ -83,16 +101,14 @@ def item_means(trials: Sequence[Trial], verdicts: Sequence[Verdict], *, greedy: 
     return means
 
 
-def bootstrap(means: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """The mean over items [items] and its interval; NaN items are left out. One item gives an interval of no width."""
-    known = means[~np.isnan(means)]
-    rows = np.random.default_rng(seed).integers(len(known), size=(_RESAMPLES, len(known)))
-    low, high = np.quantile(known[rows].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(mean=float(known.mean()), low=float(low), high=float(high))
-
-
-def paired_difference(before: NDArray[np.float64], after: NDArray[np.float64], *, seed: int = 0) -> Interval:
-    """after - before on the same items [items], each item its own control: much narrower than two intervals apart."""
-    if before.shape != after.shape:
-        raise ValueError(f"{before.shape} and {after.shape}: two versions are compared on the same items")
-    return bootstrap(after - before, seed=seed)
+def _counts(
+    trials: Sequence[Trial], verdicts: Sequence[Verdict], *, greedy: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How many completions of each item were exactly right, and how many got a verdict: float64 [items] each."""
+    num_items = 1 + max((trial.index for trial in trials), default=-1)
+    right, given = np.zeros(num_items), np.zeros(num_items)
+    for trial, verdict in zip(trials, verdicts, strict=True):
+        if verdict.reward is not None and (trial.sample is None) is greedy:
+            right[trial.index] += verdict.parts["exact"]
+            given[trial.index] += 1
+    return right, given

@@ -18,7 +18,7 @@ from contracts.errors import UserError
 from contracts.protocols import Actions, ActRequest, Spaces
 from contracts.records import Episode, Evaluation, FloatArray, Lease, Purpose, Span, Step, StopReason
 from environments.control.lanes import Lanes
-from evaluation.heldout import bootstrap
+from evaluation.intervals import bootstrap
 from learners.stretches import FINISHED, LENGTH_SUM, RETURN_BEFORE, RETURN_SUM
 from loops.tasks import derive_seed
 

@@ -12,6 +12,7 @@ from loops.tasks import derive_seed
 from loops.text import Policy, TextEnvironment
 
 SPLIT = "held_out"
+ROUNDS = 16  # engine rounds of max_sequences in one call: engine.timeout_s is of a call, whatever the samples
 
 
 def evaluate(policy: Policy, *, environment: TextEnvironment, config: RunConfig, version: int, step: int) -> Evaluation:
@@ -24,7 +25,12 @@ def evaluate(policy: Policy, *, environment: TextEnvironment, config: RunConfig,
     prompts = environment.prompts(SPLIT, range(items))
     prompt_ids = [policy.encode(prompt.text) for prompt in prompts]
     requests = [_request(trial, prompt_ids[trial.index], policy=policy, config=config, step=step) for trial in trials]
-    completions = policy.complete(requests, timeout_s=config.engine.timeout_s)
+    size = ROUNDS * config.engine.max_sequences
+    completions = [
+        completion
+        for start in range(0, len(requests), size)
+        for completion in policy.complete(requests[start : start + size], timeout_s=config.engine.timeout_s)
+    ]
     held_out = [(SPLIT, trial.index) for trial in trials]
     verdicts = policy.judge(completions, environment=environment, items=held_out)
     return Evaluation(

@@ -92,6 +92,12 @@ def test_a_run_is_scraped_stopped_resumed_and_replayed(
 
     check_trace(run, tmp_path / "trace.json", first=between["step"] + 1)
 
+    evaluated = ratchet("evaluate", str(run), "--samples", "4", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    evaluation = json.loads(evaluated.stdout)
+    assert (evaluation["items"], evaluation["samples"]) == (SETTINGS["environment.held_out_items"], 4)
+    assert {"pass@1", "pass@2", "pass@4", "pass@4_high"} <= evaluation["scores"].keys()
+
     replayed = ratchet("replay", str(run), "--json")
     assert replayed.returncode == 0, replayed.stderr
     outcome = json.loads(replayed.stdout)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contracts.protocols import Verdict
 from contracts.records import StopReason
-from evaluation.heldout import METRIC, Trial, bootstrap, item_means, paired_difference, plan, score
+from evaluation.heldout import METRIC, Trial, chance_of_one, item_means, pass_at_k, plan, score
 
 
 def judged(exact: float, *, reward: float | None = None) -> Verdict:
@@ -71,41 +71,64 @@ def test_trials_and_verdicts_must_match() -> None:
         score(plan(num_items=2, samples=1), [judged(1.0)])
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
-def test_the_interval_holds_its_mean_and_stays_in_range(means: list[float]) -> None:
-    interval = bootstrap(np.array(means))
-    assert min(means) - 1e-12 <= interval.low <= interval.high <= max(means) + 1e-12
-    assert interval.mean == pytest.approx(float(np.mean(means)))
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = [
-        interval.low <= 0.3 <= interval.high
-        for interval in (bootstrap((rng.random(200) < 0.3).astype(float), seed=i) for i in range(100))
-    ]
-    assert 0.89 <= float(np.mean(covered)) <= 0.99
-
-
-def test_the_same_items_give_the_same_interval() -> None:
-    means = np.linspace(0, 1, 50)
-    assert bootstrap(means) == bootstrap(means)
-
-
-def test_a_paired_difference_is_narrower_than_two_intervals() -> None:
-    rng = np.random.default_rng(1)
-    before = rng.random(300)
-    after = np.clip(before + 0.05 + rng.normal(0, 0.02, 300), 0, 1)
-    paired, apart = paired_difference(before, after), bootstrap(after)
-    assert paired.low > 0.03
-    assert paired.high - paired.low < 0.2 * (apart.high - apart.low)
-
-
-def test_versions_are_compared_on_the_same_items() -> None:
-    with pytest.raises(ValueError, match="same items"):
-        paired_difference(np.zeros(3), np.zeros(4))
-
-
 def test_trials_name_items_not_places() -> None:
     trials = [Trial(index=1, sample=0), Trial(index=0, sample=0)]
     assert item_means(trials, [judged(1.0), judged(0.0)], greedy=False).tolist() == [0.0, 1.0]
+
+
+# ---------------------------------------------------------------------------------------------- pass@k
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n: int) -> None:
+    """The definition, by counting every subset of k samples: what the estimator's closed form stands for."""
+    for c in range(n + 1):
+        samples = [1] * c + [0] * (n - c)
+        for k in range(1, n + 1):
+            subsets = list(combinations(samples, k))
+            share = sum(any(subset) for subset in subsets) / len(subsets)
+            assert chance_of_one(n, c, k) == pytest.approx(share, abs=1e-12)
+
+
+def test_pass_at_k_does_not_overflow() -> None:
+    assert chance_of_one(10_000, 3, 5_000) == pytest.approx(0.875, abs=1e-3)
+
+
+def test_the_estimate_is_unbiased() -> None:
+    """The mean over many draws of 8 samples at p = 0.2 is 1 - 0.8^4; the naive 1 - (1 - c/n)^4 is too low there."""
+    counts = np.random.default_rng(0).binomial(8, 0.2, size=4_000)
+    mean = float(np.mean([chance_of_one(8, int(c), 4) for c in counts]))
+    naive = float(np.mean(1 - (1 - counts / 8) ** 4))
+    truth = 1 - 0.8**4
+    assert abs(mean - truth) < 0.01
+    assert truth - naive > 0.03
+
+
+def test_pass_at_k_of_trials() -> None:
+    """Item 0: 1 of 3 samples right. Item 1: 2 of 3. Greedy answers do not count."""
+    trials = plan(num_items=2, samples=3)
+    exact = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    found = pass_at_k(trials, [judged(value) for value in exact])
+    assert list(found) == [1, 2, 3]
+    assert found[1].mean == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert found[2].mean == pytest.approx((2 / 3 + 1) / 2)
+    assert (found[3].mean, found[3].low, found[3].high) == (1.0, 1.0, 1.0)
+    scores = score(trials, [judged(value) for value in exact])
+    assert scores["pass@1"] == pytest.approx(scores[METRIC])
+    assert scores["pass@2_low"] <= scores["pass@2"] <= scores["pass@2_high"]
+
+
+def test_an_item_with_too_few_verdicts_does_not_count() -> None:
+    trials = plan(num_items=2, samples=4)
+    verdicts = [judged(1.0), FAILED, FAILED, FAILED, judged(1.0)] + [judged(0.0)] * 5
+    found = pass_at_k(trials, verdicts)
+    assert list(found) == [1, 2, 4]
+    assert found[1].mean == 0.5
+    assert found[2].mean == found[4].mean == 0.0  # item 0 has one sample left
+    only = pass_at_k(plan(num_items=1, samples=2), [judged(1.0), FAILED, judged(1.0)])
+    assert list(only) == [1]
+
+
+def test_one_sample_has_no_pass_at_k() -> None:
+    scores = score(plan(num_items=2, samples=1), [judged(1.0)] * 4)
+    assert not [name for name in scores if name.startswith("pass@")]
