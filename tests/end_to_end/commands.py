@@ -28,6 +28,16 @@ TINY: Mapping[str, object] = {
     "store.reserve_mib": 0,
 }
 
+TINY_CONTROL: Mapping[str, object] = {
+    "steps": 2,
+    "control.lanes": 2,
+    "control.horizon": 16,
+    "control.evaluation_episodes": 2,
+    "learner.groups_per_step": 4,
+    "store.segment_mib": 4,
+    "store.reserve_mib": 0,
+}
+
 
 def options(settings: Mapping[str, object]) -> list[str]:
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import ROOT, TINY, options, ratchet
+from tests.end_to_end.commands import ROOT, TINY, TINY_CONTROL, options, ratchet
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
@@ -36,7 +36,8 @@ def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
     lines = [words[1:] for words in commands("README.md") if words[0] == "ratchet"]
     assert [words[0] for words in lines][:2] == ["run", "status"]
     for words in lines:
-        small = options(TINY) if words[0] == "run" else []
+        tiny = TINY_CONTROL if "control" in words[1] else TINY
+        small = options(tiny) if words[0] == "run" else []
         answer = ratchet(*words, *small, cwd=tmp_path)
         assert answer.returncode == 0, f"ratchet {shlex.join(words)}\n{answer.stdout}{answer.stderr}"
     assert (tmp_path / "exported" / "config.json").is_file()
