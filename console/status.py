@@ -116,7 +116,7 @@ def render(summary: Mapping[str, Any]) -> str:
     scores = summary["held_out"]
     if scores:
         lines.append(
-            f"  {scores['metric']}: {scores['first']:.3f} after the warm start, {scores['last']:.3f} now, "
+            f"  {scores['metric']}: {scores['first']:.3f} at the start, {scores['last']:.3f} now, "
             f"{scores['best']:.3f} at best ({scores['items']} items)"
         )
     ledger = summary["ledger"]

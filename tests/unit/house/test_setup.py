@@ -16,7 +16,10 @@ from deploy import setup
 from tests.unit.house.guard import ROOT
 from tests.unit.house.wheels import environment, write_wheel
 
-pytestmark = pytest.mark.skipif(not setup.lock_fits(), reason="the locks' hashes are for Linux on x86_64")
+pytestmark = [
+    pytest.mark.skipif(not setup.lock_fits(), reason="the locks' hashes are for Linux on x86_64"),
+    pytest.mark.timeout(300),  # they install from a registry
+]
 
 BACKEND = '''"""A build backend that makes an editable wheel without setuptools."""
 import zipfile
