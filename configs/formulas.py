@@ -33,6 +33,10 @@ Ratio = Literal["token", "sequence_mean", "sequence"]
 KlPlace = Literal["loss", "reward"]
 
 
+# The learner's keys that a formula decides where they are null.
+KEYS = ("advantage", "aggregation", "clip_low", "clip_high", "dynamic_sampling")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Formula:
     """A policy-gradient loss: its preset, with what the configuration says otherwise."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from configs.formulas import FORMULAS, OWN, Advantage, Aggregation, Formula
+from configs.formulas import FORMULAS, KEYS, OWN, Advantage, Aggregation, Formula
 
 RESUMABLE = "resumable"
 
@@ -134,15 +134,8 @@ class Learner(Section):
 
     def formula(self) -> Formula:
         """The loss with everything that was set beside it."""
-        chosen = {
-            "advantage": self.advantage,
-            "aggregation": self.aggregation,
-            "clip_low": self.clip_low,
-            "clip_high": self.clip_high,
-            "dynamic_sampling": self.dynamic_sampling,
-        }
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return replace(FORMULAS.get(self.loss, OWN), **given)  # type: ignore[arg-type]
+        given = {key: value for key in KEYS if (value := getattr(self, key)) is not None}
+        return replace(FORMULAS.get(self.loss, OWN), **given)
 
 
 class Engine(Section):

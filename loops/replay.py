@@ -52,7 +52,7 @@ def replay(
     """
     records = history.decisions()
     start = _load(records, folder=folder, learner=learner, newest_up_to=None)
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in _kept(records, folder=folder)}
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in kept_checkpoints(records, folder=folder)}
     steps: list[ReplayedStep] = []
     for step in _fold(history, records, learner=learner, after=start.step, until=until):
         steps.append(step)
@@ -98,16 +98,11 @@ def _fold(
 ) -> Iterator[ReplayedStep]:
     """A batch that was computed twice with other bits (another machine, another thread count) has several versions;
     the step is equal when the computed hash is that of any of them."""
-    skipped = {record.batch_lsn for _, record in records if isinstance(record, Skip)}
     versions: dict[int, list[Version]] = {}
     for _, record in records:
         if isinstance(record, Version):
             versions.setdefault(record.batch_lsn, []).append(record)
-    for lsn, batch in records:
-        if not isinstance(batch, Batch) or batch.step <= after or lsn in skipped or lsn not in versions:
-            continue
-        if until is not None and batch.step > until:
-            return
+    for lsn, batch in computed_batches(records, after=after, until=until):
         result = learner.step(batch, history.episodes([row.episode_lsn for row in batch.rows]))
         match = next((made for made in versions[lsn] if made.root_hash == result.root_hash), versions[lsn][0])
         yield ReplayedStep(
@@ -119,11 +114,30 @@ def _fold(
         )
 
 
+def computed_batches(
+    records: Sequence[tuple[int, ControlRecord]], *, after: int = 0, until: int | None = None
+) -> list[tuple[int, Batch]]:
+    """(LSN, batch) of every step after `after` and up to `until` that became a version, in order."""
+    skipped = {record.batch_lsn for _, record in records if isinstance(record, Skip)}
+    made = {record.batch_lsn for _, record in records if isinstance(record, Version)}
+    return [
+        (lsn, batch)
+        for lsn, batch in records
+        if isinstance(batch, Batch) and batch.step > after and lsn in made and lsn not in skipped
+        if until is None or batch.step <= until
+    ]
+
+
+def kept_checkpoints(records: Sequence[tuple[int, ControlRecord]], *, folder: Path) -> list[Checkpoint]:
+    """The checkpoints whose folders are still there, oldest first."""
+    return [one for _, one in records if isinstance(one, Checkpoint) and (folder / one.folder).is_dir()]
+
+
 def _load(
     records: Sequence[tuple[int, ControlRecord]], *, folder: Path, learner: Learner, newest_up_to: int | None
 ) -> Checkpoint:
     """The oldest checkpoint that is kept, or the newest at or below a step."""
-    kept = [one for one in _kept(records, folder=folder) if newest_up_to is None or one.step <= newest_up_to]
+    kept = [one for one in kept_checkpoints(records, folder=folder) if newest_up_to is None or one.step <= newest_up_to]
     if not kept:
         raise RunFolderError(
             f"replay {folder}",
@@ -133,8 +147,3 @@ def _load(
     chosen = kept[0] if newest_up_to is None else kept[-1]
     learner.load(str(folder / chosen.folder), chosen.state_hash)
     return chosen
-
-
-def _kept(records: Sequence[tuple[int, ControlRecord]], *, folder: Path) -> list[Checkpoint]:
-    """The checkpoints whose folders are still there, oldest first."""
-    return [one for _, one in records if isinstance(one, Checkpoint) and (folder / one.folder).is_dir()]

@@ -1,0 +1,59 @@
+"""A recorded run trained again with other settings: another result, beside the run; the run stays as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.formulas import FORMULAS
+from configs.loader import load
+from models.registry import load_version
+from telemetry.logs import read_lines
+from tests.end_to_end.commands import TINY, ratchet, run_to_end
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Modification time and hash of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+
+
+def test_other_losses_on_a_recorded_run(tmp_path: Path) -> None:
+    run = Path(run_to_end({**TINY, "learner.learning_rate": 1e-3}, root=tmp_path)["folder"])
+    before = contents(run)
+    ends = {}
+    for loss in ("grpo", "rloo"):
+        out = tmp_path / loss
+        answer = ratchet(
+            "replay", str(run), "--set", f"learner.loss={loss}", "--seeds", "2", "--out", str(out), "--json"
+        )
+        assert answer.returncode == 0, answer.stderr
+        report = json.loads(answer.stdout)
+        assert report["changed"].keys() >= ({"learner.loss"} if loss == "rloo" else set())
+        assert [branch["steps"] for branch in (report["recorded"], *report["branches"])] == [4, 4, 4]
+        for branch in report["branches"]:
+            weights = load_version(out / f"seed-{branch['seed']}", 4)
+            assert weights.root_hash == branch["root_hash"]
+            assert 0 <= branch["scores"]["sampled_accuracy"] <= 1
+            assert branch["summary"]["mean"].keys() >= {"loss", "reward_mean", "importance_ess", "kl"}
+        assert json.loads((out / "report.json").read_text()) == report
+        assert len(list(read_lines(out / "steps.jsonl"))) == 8
+        ends[loss] = [branch["root_hash"] for branch in report["branches"]]
+        recorded, first = report["recorded"], report["branches"][0]
+        assert first["summary"]["mean"]["reward_mean"] == recorded["summary"]["mean"]["reward_mean"]
+        if loss == "grpo":  # the same settings on the same rows: the run itself
+            assert first["root_hash"] == recorded["root_hash"]
+            assert first["scores"] == recorded["scores"]
+    assert len({*ends["grpo"], *ends["rloo"]}) == 4
+    assert load(tmp_path / "rloo" / "config.yaml").learner.formula() == FORMULAS["rloo"]
+
+    said = ratchet("replay", str(run), "--seeds", "1")
+    assert said.returncode == 0, said.stderr
+    assert "with the same settings" in said.stdout
+    assert len(list(tmp_path.glob(f"{run.name}-replay-*/report.json"))) == 1
+    assert contents(run) == before
