@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.heldout import bootstrap
+from evaluation.intervals import bootstrap
 from telemetry.logs import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,10 +25,11 @@ FORMAT = 1
 LATEST = "latest"
 
 
-def create(config: RunConfig) -> Path:
+def create(config: RunConfig, *, name: str | None = None) -> Path:
     """A new folder, absolute, with config.yaml and manifest.json in it; `latest` points to it.
 
-    Raises RunFolderError where the root cannot be written.
+    `name`: of a folder that does not exist, instead of the configuration's name and the time. Raises RunFolderError
+    where the root cannot be written.
     """
     from buffers.log.files import sync_folder, write_durably
 
@@ -36,7 +37,7 @@ def create(config: RunConfig) -> Path:
     now = datetime.now(UTC)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        folder = _free_name(root, f"{config.name}-{now:%Y%m%d-%H%M%S}")
+        folder = root / name if name else _free_name(root, f"{config.name}-{now:%Y%m%d-%H%M%S}")
         draft = root / f".{folder.name}.{os.getpid()}"
         draft.mkdir()
         try:

@@ -37,7 +37,7 @@ def test_the_readmes_commands_run_in_order(tmp_path: Path) -> None:
     assert [words[0] for words in lines][:2] == ["run", "status"]
     for words in lines:
         tiny = TINY_CONTROL if "control" in words[1] else TINY
-        small = options(tiny) if words[0] == "run" else []
+        small = options(tiny) if words[0] in ("run", "sweep") else []
         answer = ratchet(*words, *small, cwd=tmp_path)
         assert answer.returncode == 0, f"ratchet {shlex.join(words)}\n{answer.stdout}{answer.stderr}"
     assert (tmp_path / "exported" / "config.json").is_file()

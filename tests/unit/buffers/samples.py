@@ -35,49 +35,51 @@ from contracts.records import (
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "records"
 
-SAMPLES: dict[Kind, Record] = {
-    Kind.TASK: Task(
-        task_id="spell_backward:7:1041",
-        position=12,
-        index=1041,
-        group_size=8,
-        producer="rollout-0",
-        branch=0,
-        attempt=1,
-        payload=b"\x00\xff",
-    ),
-    Kind.EPISODE: Episode(
-        episode_id="0123456789abcdef0123456789abcdef",
-        lease=4096,
-        member=3,
-        task_id="spell_backward:7:1041",
-        environment="reasoning_gym/spell_backward",
-        environment_version="0.1.25",
-        purpose=Purpose.TRAIN,
-        steps=(
-            Step(
-                observation=np.array([5, 6, 7], dtype=np.int32),
-                action=np.array([8, 2], dtype=np.int32),
-                log_probs=np.array([-0.5, -0.0625], dtype=np.float32),
-            ),
-            Step(
-                observation=np.array([0.25, -1.5], dtype=np.float32),
-                action=np.array([1.0], dtype=np.float32),
-                log_probs=np.array([-2.0], dtype=np.float32),
-            ),
+TASK = Task(
+    task_id="spell_backward:7:1041",
+    position=12,
+    index=1041,
+    group_size=8,
+    producer="rollout-0",
+    branch=0,
+    attempt=1,
+    payload=b"\x00\xff",
+)
+EPISODE = Episode(
+    episode_id="0123456789abcdef0123456789abcdef",
+    lease=4096,
+    member=3,
+    task_id="spell_backward:7:1041",
+    environment="reasoning_gym/spell_backward",
+    environment_version="0.1.25",
+    purpose=Purpose.TRAIN,
+    steps=(
+        Step(
+            observation=np.array([5, 6, 7], dtype=np.int32),
+            action=np.array([8, 2], dtype=np.int32),
+            log_probs=np.array([-0.5, -0.0625], dtype=np.float32),
         ),
-        spans=(Span(start=0, version=4), Span(start=2, version=5)),
-        stop_reason=StopReason.TERMINATED,
-        reward=0.75,
-        reward_parts={"letters": 0.75, "length": 0.0},
-        reward_code="c0de",
-        reward_deadline=1.8e9,
-        producer="rollout-0/slot-1",
-        producer_epoch=(3 << 20) | 7,
-        seq=41,
-        wall_time=1.75e9,
-        retries=1,
+        Step(
+            observation=np.array([0.25, -1.5], dtype=np.float32),
+            action=np.array([1.0], dtype=np.float32),
+            log_probs=np.array([-2.0], dtype=np.float32),
+        ),
     ),
+    spans=(Span(start=0, version=4), Span(start=2, version=5)),
+    stop_reason=StopReason.TERMINATED,
+    reward=0.75,
+    reward_parts={"letters": 0.75, "length": 0.0},
+    reward_code="c0de",
+    reward_deadline=1.8e9,
+    producer="rollout-0/slot-1",
+    producer_epoch=(3 << 20) | 7,
+    seq=41,
+    wall_time=1.75e9,
+    retries=1,
+)
+SAMPLES: dict[Kind, Record] = {
+    Kind.TASK: TASK,
+    Kind.EPISODE: EPISODE,
     Kind.FEEDBACK: Feedback(
         episode_id="0123456789abcdef0123456789abcdef",
         episode_lsn=8192,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,6 @@ from contracts.records import (
     Episode,
     Feedback,
     Guard,
-    Purpose,
     Record,
     Row,
     Served,
@@ -32,8 +31,10 @@ from contracts.records import (
     Task,
     Version,
 )
+from tests.unit.buffers.samples import EPISODE, TASK
 
 GROUP_SIZE = 2
+PRODUCER = "p"
 STEP = 8  # bytes between two LSNs
 
 
@@ -120,33 +121,21 @@ class History:
 
 
 def task(position: int, *, attempt: int = 0) -> Task:
-    return Task(
-        task_id=f"task-{position}",
-        position=position,
-        index=position,
-        group_size=GROUP_SIZE,
-        producer="p",
-        branch=0,
-        attempt=attempt,
-    )
+    return replace(TASK, position=position, group_size=GROUP_SIZE, producer=PRODUCER, attempt=attempt)
 
 
 def episode(lease: int, member: int, *, seq: int, reward: float | None, stop_reason: StopReason) -> Episode:
-    return Episode(
+    return replace(
+        EPISODE,
         episode_id=f"{lease}-{member}",
         lease=lease,
         member=member,
-        task_id="task",
-        environment="e",
-        environment_version="1",
-        purpose=Purpose.TRAIN,
         steps=(),
         spans=(Span(start=0, version=0),),
         stop_reason=stop_reason,
         reward=reward,
         reward_deadline=None if reward is not None else 1.0,
-        producer="p",
-        producer_epoch=1,
+        producer=PRODUCER,
         seq=seq,
     )
 
@@ -372,5 +361,5 @@ def test_a_new_owner_means_new_engines() -> None:
 def test_only_the_newest_epoch_of_a_producer_is_remembered() -> None:
     history = History()
     lease = history.complete(0)
-    assert history.fold.producers["p"].lsns == {1: lease + STEP, 2: lease + 2 * STEP}
-    assert history.fold.producers["p"].newest == 2
+    assert history.fold.producers[PRODUCER].lsns == {1: lease + STEP, 2: lease + 2 * STEP}
+    assert history.fold.producers[PRODUCER].newest == 2

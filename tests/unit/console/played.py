@@ -24,6 +24,12 @@ def play(root: Path) -> Path:
     """STEPS finished steps in a fresh run folder under `root`."""
     config: RunConfig = plain_config(steps=STEPS).model_copy(update={"root": str(root)})
     folder = create(config)
+    play_in(folder, config)
+    return folder
+
+
+def play_in(folder: Path, config: RunConfig) -> None:
+    """All steps of `config` in a fresh run folder."""
     run = PlainRun(folder, config=config)
     run.go()
     lines = JsonLines(folder / "metrics.jsonl")
@@ -32,8 +38,7 @@ def play(root: Path) -> Path:
             lines.append({"phase": "step", "step": record.step, "staleness": 0.0, **record.stats})
     lines.close()
     run.close()
-    write_status(folder, {"state": "finished", "step": STEPS, "version": STEPS})
-    return folder
+    write_status(folder, {"state": "finished", "step": config.steps, "version": config.steps, "steps": config.steps})
 
 
 def write_status(folder: Path, fields: Mapping[str, Any]) -> None:
