@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from configs.loader import dump
+from configs.objects import TASK_FOLDER
 from configs.schema import RunConfig
 from contracts.errors import ClusterError
 
 DEADLINE_S = 10.0
-JOB_FILE = "job.yaml"
+JOB_FILE = Path(TASK_FOLDER) / "job.yaml"  # beside the user's own files, as the configuration was beside them
 ROOT = Path(__file__).resolve().parent.parent
 # What a run needs of the project, and nothing else: no environment, no runs, no history.
 EXCLUDED = shutil.ignore_patterns(
@@ -42,14 +43,24 @@ class Job:
     attached: bool
 
 
-def derive_id(config: RunConfig) -> str:
-    """The id of a configuration: its name and the hash of every key."""
-    digest = hashlib.sha256(dump(config).encode()).hexdigest()
+def derive_id(config: RunConfig, *, code: str) -> str:
+    """The id of a configuration: its name and the hash of every key and of the user's files (`code`)."""
+    digest = hashlib.sha256(f"{dump(config)}{code}".encode()).hexdigest()
     return f"ratchet-{re.sub(r'[^A-Za-z0-9_-]', '-', config.name)}-{digest[:12]}"
 
 
-def submit(config: RunConfig, *, address: str, submission_id: str, python: str) -> Job:
-    """Start the run under `submission_id`, or attach to the job that has that id. Raises ClusterError within 30 s."""
+def submit(
+    config: RunConfig,
+    *,
+    address: str,
+    submission_id: str,
+    python: str,
+    ship: Callable[[Path], None] = lambda folder: None,
+) -> Job:
+    """Start the run under `submission_id`, or attach to the job that has that id. Raises ClusterError within 30 s.
+
+    `ship` puts the user's own files into the folder that it is given, which travels with the code.
+    """
     address = _normalise(address)
     check_cluster(address)
     client = _connect(address)
@@ -58,6 +69,8 @@ def submit(config: RunConfig, *, address: str, submission_id: str, python: str) 
     with tempfile.TemporaryDirectory(prefix="ratchet-submit-") as scratch:
         folder = Path(scratch) / "code"
         shutil.copytree(ROOT, folder, ignore=EXCLUDED)
+        ship(folder / TASK_FOLDER)
+        (folder / JOB_FILE).parent.mkdir(exist_ok=True)
         (folder / JOB_FILE).write_text(dump(config))
         try:
             client.submit_job(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from configs.objects import own_folder
 from configs.schema import RunConfig
 from contracts.protocols import Completion, Engine, Fleet, InFlight, Request
 from contracts.records import Evaluation, IntArray
@@ -55,7 +56,8 @@ class TextTenant:
             config.learner,
             seed=config.seed,
             temperature=config.engine.temperature,
-            max_tokens=config.engine.max_tokens,
+            max_tokens=config.engine.max_tokens * config.environment.max_turns,
+            own_code=own_folder(folder),
         )
 
     def build_publisher(
@@ -84,7 +86,7 @@ class TextTenant:
         from learners.supervised import warm_start
 
         start = time.monotonic()
-        pairs = warm_start_pairs(config, TokenizerCodec(folder / "model", config))
+        pairs = warm_start_pairs(config, TokenizerCodec(folder / "model", config), folder)
         stats = warm_start(learner.model, pairs, settings=config.warm_start, seed=config.seed, on_progress=on_progress)
         learner.reset()
         seconds = time.monotonic() - start
@@ -100,7 +102,7 @@ class TextStage:
 
     def __init__(self, config: RunConfig, *, folder: Path, engine: Any) -> None:
         self._config = config
-        self._environment = start_environment(config)  # it makes its items while the tokenizer loads
+        self._environment = start_environment(config, folder)  # it makes its items while the tokenizer loads
         self._policy = Policy(engine=engine, codec=TokenizerCodec(folder / "model", config))
 
     def player(self, slot: int) -> TextPlayer:
@@ -116,15 +118,15 @@ class TextStage:
         self._environment.close()
 
 
-def start_environment(config: RunConfig) -> EnvironmentHost:
+def start_environment(config: RunConfig, folder: Path) -> EnvironmentHost:
     """The environment's child process; it makes its items while others load."""
-    return EnvironmentHost(config.environment, seed=config.seed)
+    return EnvironmentHost(config.environment, seed=config.seed, folder=own_folder(folder))
 
 
-def warm_start_pairs(config: RunConfig, codec: TokenizerCodec) -> list[tuple[IntArray, IntArray]]:
+def warm_start_pairs(config: RunConfig, codec: TokenizerCodec, folder: Path) -> list[tuple[IntArray, IntArray]]:
     """(prompt ids, completion ids) of all training items that supervised fine-tuning may show."""
     indices = range(config.environment.train_items)
-    with start_environment(config) as environment:
+    with start_environment(config, folder) as environment:
         prompts, targets = environment.prompts("train", indices), environment.targets("train", indices)
     return [
         (codec.encode_prompt(prompt.text), codec.encode_completion(target))
@@ -155,6 +157,11 @@ class TokenizerCodec:
             max_tokens=self._config.engine.max_prompt_tokens,
             truncation=model.truncation,
         )
+
+    def encode_remark(self, text: str) -> IntArray:
+        from models.tokenizer import encode_remark
+
+        return encode_remark(self._tokenizer, text, chat_template=self._config.model.chat_template)
 
     def encode_completion(self, text: str) -> IntArray:
         from models.tokenizer import encode_completion

@@ -1,6 +1,6 @@
 """Keeps a run at a moment: a folder laid out like a run's own, whose log ends where it ended then.
 
-    runs/RUN/snapshots/NAME/ { config.yaml, manifest.json, store/, checkpoints/, model/, snapshot.json }
+    runs/RUN/snapshots/NAME/ { config.yaml, manifest.json, store/, checkpoints/, model/, task/, snapshot.json }
 
 Works on a live run from any process, without its owner: logs only grow, so everything below a watermark stays as it is.
 What never changes again is hard-linked, the rest copied. `snapshot.json` names every file with its sha256. The folder
@@ -131,8 +131,9 @@ def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
     files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
     files |= _keep_log(store / "data", draft / "store" / "data", end=view.data_lsn, draft=draft)
     checkpoints = _keep_checkpoints(view, run_folder, draft, files)
-    if (run_folder / "model").is_dir():
-        files |= _link_tree(run_folder, "model", draft)
+    for tree in ("model", "task"):
+        if (run_folder / tree).is_dir():
+            files |= _link_tree(run_folder, tree, draft)
     return Snapshot(
         name=name,
         run=run_folder.name,

@@ -17,9 +17,26 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any
 
+from configs.schema import RunConfig
 from contracts.errors import UserError
 
 FORM = "module:object"
+TASK_FOLDER = "task"
+
+
+def own_folder(run: Path) -> Path:
+    """Where a run keeps its own copy of the user's folder: what is edited later does not reach a run that goes on."""
+    return run / TASK_FOLDER
+
+
+def own_names(config: RunConfig) -> dict[str, str]:
+    """Every key of the configuration that names a `module:object`, with that name."""
+    keys = {
+        "environment.name": config.environment.name,
+        "environment.verifier": config.environment.verifier,
+        "learner.loss": config.learner.loss,
+    }
+    return {key: name for key, name in keys.items() if ":" in name}
 
 
 def load_object(name: str, *, asked: str, folder: Path | None = None) -> Callable[..., Any]:

@@ -42,17 +42,37 @@ class Model(Section):
     truncation: Literal["left", "refuse"] = "left"  # prompts over engine.max_prompt_tokens: keep the end, or fail
 
 
+class Fields(Section):
+    """Which fields of a file's rows are what. Templates may also use every field by its own name."""
+
+    question: str = "question"
+    answer: str | None = "answer"  # what verifiers compare with; None: rows have none
+    split: str | None = None  # train or held_out (also: test, validation, eval); None: held-out ones are drawn by hash
+
+
 class Environment(Section):
+    """`name` says where items come from: `reasoning_gym`, `dataset` (a file of your own), or `module:object` from your
+    own folder, which is that of the configuration file."""
+
     name: str = "reasoning_gym"
-    dataset: str = "spell_backward"  # any data set of reasoning-gym
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    prompt: str = "{question}"  # {question} or any {metadata key} of the item
+    dataset: str = "spell_backward"  # reasoning_gym: any of its data sets; dataset: a .jsonl or .parquet file
+    parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the data set or the object
+    fields: Fields = Fields()
+    prompt: str = "{question}"  # {question} or any {field} of the item
     answer: str = "{answer}"  # what supervised fine-tuning shows as the completion
-    verifier: str = "dataset"  # "dataset": its own score_answer; or one of environments/text/verifiers.py
+    verifier: str = "own"  # the source's own; positions, exact, number, math_verify; or module:object
+    tolerance: float = Field(1e-6, ge=0)  # of verifier number, relative to the larger magnitude, and absolute below 1
+    max_turns: int = Field(1, ge=1)  # answers in one episode: after a wrong one that is not the last comes the remark
+    remark: str = "{remark}"  # {remark}, what the verifier said, or any field of the item
     train_items: int = Field(20_000, ge=1)
     held_out_items: int = Field(512, ge=1)
-    timeout_s: float = _free(10.0, gt=0)  # one reset or step
+    timeout_s: float = _free(10.0, gt=0)  # one answer judged
     retries: int = _free(2, ge=0)
+
+    @property
+    def label(self) -> str:
+        """The name of its tasks: reasoning_gym/spell_backward, dataset/questions.jsonl, my_task:items."""
+        return self.name if ":" in self.name else f"{self.name}/{self.dataset}"
 
 
 class Control(Section):
@@ -144,6 +164,7 @@ class Engine(Section):
     temperature: float = Field(1.0, ge=0)
     max_prompt_tokens: int = Field(64, ge=1)
     max_tokens: int = Field(32, ge=1)  # of one completion
+    max_context_tokens: int | None = Field(None, ge=2)  # of an episode, remarks included; None: prompt and completion
     max_sequences: int = _free(256, ge=1)  # at once
     memory_gib: float = _free(1.0, gt=0)  # KV cache (CPU); on a GPU see gpu_memory_share
     gpu_memory_share: float = _free(0.85, gt=0, le=1)
@@ -155,6 +176,11 @@ class Engine(Section):
     threads: int = _free(1, ge=1)
     timeout_s: float = _free(120.0, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that one sequence can have."""
+        return self.max_context_tokens or self.max_prompt_tokens + self.max_tokens
 
 
 class Rollout(Section):
@@ -229,7 +255,20 @@ class RunConfig(Section):
             init = self.model.init
             raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
         self._check_tenant()
+        self._check_turns()
         return self
+
+    def _check_turns(self) -> None:
+        engine, turns = self.engine, self.environment.max_turns
+        if turns > 1 and engine.max_context_tokens is None:
+            raise ValueError(
+                f"environment.max_turns is {turns}, so engine.max_context_tokens must say how long an episode may get"
+            )
+        if engine.context_tokens < engine.max_prompt_tokens + engine.max_tokens:
+            raise ValueError(
+                f"engine.max_context_tokens {engine.context_tokens} has no room for a prompt of "
+                f"{engine.max_prompt_tokens} and a completion of {engine.max_tokens}"
+            )
 
     def _check_tenant(self) -> None:
         is_control = self.control.id is not None

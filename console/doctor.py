@@ -143,7 +143,7 @@ def _program(name: str, *, todo: str) -> Finding:
 
 def _config(file: Path) -> Finding:
     try:
-        preflight.check(load(file))
+        preflight.check(load(file), folder=file.parent)
     except UserError as error:
         return Finding(name=str(file), ok=False, found=f"{error.asked} {error.found}", todo=error.todo)
     return Finding(name=str(file), ok=True, found="every key is known, what it names is there")

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from console import doctor, evaluate, model, replay, run, snapshot, status, submit, sweep, trace
+from console import doctor, evaluate, init, model, replay, run, snapshot, status, submit, sweep, trace
 from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -53,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("submit")(submit.submit)

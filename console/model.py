@@ -81,7 +81,7 @@ def _lineage(config: RunConfig, versions: list[Version], version: int) -> tuple[
     while at is not None and at.parent >= 0:
         updates, at = updates + 1, by_number.get(at.parent)
     base = config.model.path or f"made from nothing, seed {config.seed}"
-    environment = f"{config.environment.name}/{config.environment.dataset}"
+    environment = config.environment.label
     lines = [f"base model: {base}"]
     if config.warm_start.steps:
         lines.append(f"{config.warm_start.steps} supervised steps on {environment}")

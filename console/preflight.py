@@ -10,15 +10,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+from configs.objects import own_names
 from configs.schema import RunConfig
+from console import task_folder
 from contracts.errors import ClusterError, ConfigError, RunFolderError
 
 _CONNECT_S = 5.0
 
 
-def check(config: RunConfig) -> None:
-    """Raises UserError at the first thing that cannot work."""
+def check(config: RunConfig, *, folder: Path) -> None:
+    """Raises UserError at the first thing that cannot work; `folder` holds the user's own code and files."""
     _check_model(config)
+    _check_task(config, folder)
     _check_disk(config)
     _check_cluster(config)
 
@@ -36,6 +39,20 @@ def _check_model(config: RunConfig) -> None:
         missing.append("*.safetensors")
     if missing:
         raise ConfigError(asked, f"{folder.absolute()} lacks {', '.join(missing)}", todo)
+
+
+def _check_task(config: RunConfig, folder: Path) -> None:
+    """The user's own task is made once, in a process of its own: its faults show in seconds, before Ray is up."""
+    task_folder.needed(config, folder)
+    is_own = config.environment.name == "dataset" or own_names(config).keys() - {"learner.loss"}
+    if config.control.id is not None or not is_own:
+        return
+    from environments.host import EnvironmentHost
+
+    with EnvironmentHost(config.environment, seed=config.seed, folder=folder.resolve()) as host:
+        host.prompts("train", [0])
+        if config.warm_start.steps:
+            host.targets("train", range(config.environment.train_items))
 
 
 def take_engine(config: RunConfig) -> RunConfig:

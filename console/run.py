@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from configs.loader import Change, check_resume, compare, dump, load
+from configs.objects import own_folder
 from configs.schema import RunConfig
 from console import preflight
 from console.progress import Progress
@@ -34,8 +35,8 @@ def run(
     """Start a run and follow it to its end."""
     overrides = [*(settings or []), *([f"name={json.dumps(name)}"] if name else [])]
     resolved = preflight.take_engine(load(config, overrides))
-    preflight.check(resolved)
-    folder = create(resolved)
+    preflight.check(resolved, folder=config.parent)
+    folder = create(resolved, source=config.parent)
     try:
         with occupied(folder):
             code = _drive(resolved, folder, as_json=as_json)
@@ -59,7 +60,7 @@ def resume(
         old = load(folder / "config.yaml")
         new = load(folder / "config.yaml", settings or [])
         check_resume(old, new)
-        preflight.check(new)
+        preflight.check(new, folder=own_folder(folder))
         announce(compare(old, new))
         if new != old:
             write_durably(folder / "config.yaml", dump(new).encode())

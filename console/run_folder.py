@@ -1,7 +1,7 @@
 """A run's folder: made whole or not at all, found again by name, and never taken for one if it is something else.
 
-runs/NAME-YYYYmmdd-HHMMSS/ holds config.yaml (resolved), manifest.json, and what the run writes; runs/latest points to
-the newest.
+runs/NAME-YYYYmmdd-HHMMSS/ holds config.yaml (resolved), manifest.json, task/ (the user's own code and data, where the
+configuration names some), and what the run writes; runs/latest points to the newest.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from configs.loader import config_hash, dump
+from configs.objects import own_folder
 from configs.schema import RunConfig
-from contracts.errors import RunFolderError, StoreIdentityError
+from console import task_folder
+from contracts.errors import RunFolderError, StoreIdentityError, UserError
 
 FORMAT = 1
 LATEST = "latest"
 
 
-def create(config: RunConfig, *, name: str | None = None) -> Path:
-    """A new folder, absolute, with config.yaml and manifest.json in it; `latest` points to it.
+def create(config: RunConfig, *, source: Path = Path(), name: str | None = None) -> Path:
+    """A new folder, absolute, with config.yaml, manifest.json, and what the run needs of the user's folder `source` in
+    it; `latest` points to it.
 
     `name`: of a folder that does not exist, instead of the configuration's name and the time. Raises RunFolderError
-    where the root cannot be written.
+    where the root cannot be written, UserError where `source` cannot be taken along.
     """
     from buffers.log.files import sync_folder, write_durably
 
@@ -50,9 +53,10 @@ def create(config: RunConfig, *, name: str | None = None) -> Path:
                 "store_uuid": None,
             }
             write_durably(draft / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+            task_folder.copy(config, source, own_folder(draft))
             draft.rename(folder)
             sync_folder(root)
-        except OSError:
+        except (OSError, UserError):
             shutil.rmtree(draft, ignore_errors=True)
             raise
         _point(root / LATEST, folder.name)

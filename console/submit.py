@@ -1,4 +1,7 @@
-"""`ratchet submit CONFIG --address URL`: the run as a job on a Ray cluster; this command only follows its log."""
+"""`ratchet submit CONFIG --address URL`: the run as a job on a Ray cluster; this command only follows its log.
+
+The configuration's own code and data travel with it, as console/task_folder.py says.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import typer
 
 from configs.loader import load
 from configs.schema import RunConfig
+from console import task_folder
 
 
 def submit(
@@ -22,18 +26,25 @@ def submit(
     python: Annotated[str, typer.Option(help="Python on the cluster that has the requirements.")] = "python",
 ) -> None:
     """Submit a run and follow it; exits with the run's code. May be killed and called again."""
-    resolved = settle(load(config, settings or []))
+    resolved, source = settle(load(config, settings or [])), config.parent
+    code = task_folder.digest(resolved, source)
     from actors import submit as jobs
 
-    job = jobs.submit(resolved, address=address, submission_id=submission_id or jobs.derive_id(resolved), python=python)
+    job = jobs.submit(
+        resolved,
+        address=address,
+        submission_id=submission_id or jobs.derive_id(resolved, code=code),
+        python=python,
+        ship=lambda folder: task_folder.copy(resolved, source, folder),
+    )
     again = f"ratchet submit {config} --address {address} --id {job.submission_id}"
     _note(f"{'attached to' if job.attached else 'submitted'} {job.submission_id}")
     try:
-        code = jobs.follow(job, write=_write)
+        ended = jobs.follow(job, write=_write)
     except KeyboardInterrupt:
         _note(f"the job goes on; follow it again with: {again}")
         raise
-    raise typer.Exit(code)
+    raise typer.Exit(ended)
 
 
 def settle(config: RunConfig) -> RunConfig:

@@ -192,11 +192,12 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What an environment says of an episode's end. `reward` None with a stop reason that carries none."""
+    """What an environment says of an episode up to now. `reward` None with a stop reason that carries none."""
 
     reward: float | None
     parts: Mapping[str, float]
     stop_reason: StopReason
+    remark: str | None = None  # what the policy reads next, before another answer; None: the episode is over
     retries: int = 0
     detail: str = ""
 

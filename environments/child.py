@@ -5,11 +5,17 @@ ends when its input ends, so that it cannot outlive its parent while idle; while
 delivers ends it where verifier code hangs, even in C code that never lets Python run. Not covered: a verifier that sets
 an alarm of its own and then hangs while the parent is already dead.
 
-    {"environment": {...}, "seed": 0, "start_s": 600}          →  {"ready": {...}} or {"refused": [asked, found, todo]}
-    {"score": [["train", 7, "tcap"], ...], "item_s": 30}        →  a line for each, as soon as it is known:
-                                                                   {"reward": 1.0, "parts": {...}}, {"raised": "..."},
+    {"environment": {...}, "seed": 0, "folder": "/…/task", "start_s": 600}
+                                                                →  {"ready": {...}} or {"refused": [asked, found, todo]}
+    {"score": [["train", 7, ["tcxp", "tcap"]], ...], "answer_s": 30}
+                                                                →  a line for each, as soon as it is known:
+                                                                   {"reward": 1.0, "parts": {...}, "remark": null,
+                                                                   "truncated": false}, {"raised": "..."},
                                                                    or {"invalid": "..."}
     {"prompts": ["train", [7, 8]]}, {"targets": ["train", [7]]} →  {"answer": [...]} or {"refused": [...]}
+
+An item is scored with all answers that the episode has so far: the child keeps no episode, so that another child can
+take its place at any moment. `remark` is what the policy reads next, null at the episode's end.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ import json
 import math
 import os
 import signal
+from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, TextIO
 
 from configs.schema import Environment
@@ -35,7 +43,7 @@ def main() -> None:
         return
     signal.setitimer(signal.ITIMER_REAL, start["start_s"])
     try:
-        environment = _open(start["environment"], start["seed"])
+        environment = _open(start)
     except UserError as error:
         _write(answers, {"refused": [error.asked, error.found, error.todo]})
         return
@@ -46,27 +54,30 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         if "score" in request:
-            for split, index, completion in request["score"]:
-                signal.setitimer(signal.ITIMER_REAL, request["item_s"])
-                _write(answers, _score(environment, split, index, completion))
+            for split, index, given in request["score"]:
+                signal.setitimer(signal.ITIMER_REAL, request["answer_s"] * len(given))
+                _write(answers, _score(environment, split, index, given))
             signal.setitimer(signal.ITIMER_REAL, 0)
         else:
             _write(answers, _read(tasks, request))
 
 
-def _open(environment: dict[str, Any], seed: int) -> TextEnv:
-    config = Environment.model_validate(environment)
-    return TextEnv(TextTasks(config, seed=seed), verifier=config.verifier)
+def _open(start: dict[str, Any]) -> TextEnv:
+    folder = None if start["folder"] is None else Path(start["folder"])
+    return TextEnv(Environment.model_validate(start["environment"]), seed=start["seed"], folder=folder)
 
 
-def _score(environment: TextEnv, split: str, index: int, completion: str) -> dict[str, Any]:
-    """One episode, of which anything may be expected."""
+def _score(environment: TextEnv, split: str, index: int, answers: Sequence[str]) -> dict[str, Any]:
+    """One episode up to its last answer, of which anything may be expected."""
     try:
         environment.reset(options={"split": split, "index": index})
-        _, reward, _, _, info = environment.step(completion)
+        for answer in answers[:-1]:
+            environment.step(answer)
+        observation, reward, terminated, truncated, info = environment.step(answers[-1])
         if not _is_finite(reward):
             return {"invalid": f"the reward is {reward!r:.200}, not a finite number"}
-        return {"reward": float(reward), "parts": info["parts"]}
+        remark = None if terminated or truncated else observation
+        return {"reward": float(reward), "parts": info["parts"], "remark": remark, "truncated": truncated}
     except Exception as error:  # noqa: BLE001 - a named border: what an environment raises is data
         return {"raised": f"{type(error).__name__}: {error}"}
 

@@ -1,8 +1,8 @@
 """Run an environment in a child process, so that one which hangs or crashes costs its own episode and nothing else.
 
-    with EnvironmentHost(config.environment, seed=config.seed) as host:
-        host.prompts("train", [7])                              # [Prompt(text="pact=", ...)]
-        host.score([("train", 7, "tcap"), ("train", 8, "x")])   # [Verdict(reward=1.0, ...), ...]
+    with EnvironmentHost(config.environment, seed=config.seed, folder=folder) as host:
+        host.prompts("train", [7])                                      # [Prompt(text="pact=", ...)]
+        host.score([("train", 7, ["tcxp", "tcap"]), ("train", 8, ["x"])])   # [Verdict(reward=1.0, ...), ...]
 
 The child answers item by item. Where the next answer does not come in time, or the child ends, the first item without
 an answer is to blame: the child is killed and started again, the item is tried `retries` times more after the others,
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,19 +35,22 @@ START_TIMEOUT_S = 600.0  # some data sets need minutes to make 20,000 items
 _END_GRACE_S = 5.0  # between the end of a child's output and its exit code
 _CHILD_GRACE_S = 20.0  # the child's own alarm is for the case that nobody is left to kill it
 
-ScoreItem = tuple[str, int, str]  # (split, index, completion)
+ScoreItem = tuple[str, int, Sequence[str]]  # (split, index, the episode's answers so far: at least one)
 
 
 class EnvironmentHost:
     """Prompts and verdicts of one environment, as loops/text.py wants them. Thread-safe: calls take turns."""
 
-    def __init__(self, environment: Environment, *, seed: int) -> None:
-        """Starts the child and returns at once; the first call waits until it is ready and raises its UserError."""
-        self.name = f"{environment.name}/{environment.dataset}"
-        self._environment, self._seed = environment, seed
+    def __init__(self, environment: Environment, *, seed: int, folder: Path | None = None) -> None:
+        """Starts the child and returns at once; the first call waits until it is ready and raises its UserError.
+
+        `folder` holds the user's own code and files; None: the working directory.
+        """
+        self.name = environment.label
+        self._environment, self._seed, self._folder = environment, seed, folder
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._child = _Child(environment, seed)
+        self._child = _Child(environment, seed, folder)
 
     @property
     def version(self) -> str:
@@ -75,7 +79,7 @@ class EnvironmentHost:
         return [str(target) for target in self._read({"targets": [split, list(indices)]})]
 
     def score(self, items: Sequence[ScoreItem]) -> list[Verdict]:
-        """A verdict for each (split, index, completion), in order. An item that fails gets its stop reason, no reward.
+        """A verdict for each (split, index, answers so far), in order. One that fails has a stop reason and no reward.
 
         Raises UserError or RatchetError only where the child cannot be started again.
         """
@@ -110,12 +114,14 @@ class EnvironmentHost:
 
     def _exchange(self, items: Sequence[ScoreItem]) -> list[dict[str, Any]]:
         """The child's answers to a first part of the items, one at least; the last may be that it hung or ended."""
-        timeout_s = self._environment.timeout_s
+        answer_s = self._environment.timeout_s
         child = self._living_child()
         answers: list[dict[str, Any]] = []
+        timeout_s = answer_s
         try:
-            child.send({"score": items, "item_s": timeout_s + _CHILD_GRACE_S}, timeout_s=timeout_s)
+            child.send({"score": items, "answer_s": answer_s + _CHILD_GRACE_S}, timeout_s=answer_s)
             while len(answers) < len(items):
+                timeout_s = answer_s * len(items[len(answers)][2])
                 answers.append(child.receive(timeout_s=timeout_s))
         except TimeoutError:
             answers.append({"hung": f"no answer in {timeout_s:g} s"})
@@ -144,7 +150,7 @@ class EnvironmentHost:
         if not self._child.alive:
             self._counts["restarts"] += 1
             self._child.stop()
-            self._child = _Child(self._environment, self._seed)
+            self._child = _Child(self._environment, self._seed, self._folder)
         self._child.ready()
         return self._child
 
@@ -152,12 +158,13 @@ class EnvironmentHost:
 class _Child:
     """One process and the two pipes to it. Raises TimeoutError where it is silent, EOFError where it has ended."""
 
-    def __init__(self, environment: Environment, seed: int) -> None:
+    def __init__(self, environment: Environment, seed: int, folder: Path | None) -> None:
+        path = [*sys.path, *([] if folder is None else [str(folder)])]  # what user code starts finds its modules too
         self._process = subprocess.Popen(
             [sys.executable, "-m", "environments.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
             process_group=0,  # Ctrl-C is for the driver; and what a verifier starts is killed with it
         )
         assert self._process.stdin is not None
@@ -166,7 +173,12 @@ class _Child:
         os.set_blocking(self._requests, False)
         self._unread = b""
         self._answer: dict[str, Any] | None = None
-        start = {"environment": environment.model_dump(mode="json"), "seed": seed, "start_s": START_TIMEOUT_S}
+        start = {
+            "environment": environment.model_dump(mode="json"),
+            "seed": seed,
+            "folder": None if folder is None else str(folder),
+            "start_s": START_TIMEOUT_S,
+        }
         self.send(start, timeout_s=START_TIMEOUT_S)
 
     @property
@@ -234,7 +246,11 @@ def _accepted(answer: dict[str, Any], key: str) -> Any:
 def _verdict(answer: dict[str, Any], *, retries: int) -> Verdict:
     if "reward" in answer:
         return Verdict(
-            reward=answer["reward"], parts=answer["parts"], stop_reason=StopReason.TERMINATED, retries=retries
+            reward=answer["reward"],
+            parts=answer["parts"],
+            stop_reason=StopReason.TRUNCATED if answer["truncated"] else StopReason.TERMINATED,
+            remark=answer["remark"],
+            retries=retries,
         )
     kinds = {"hung": StopReason.ENV_TIMEOUT, "raised": StopReason.ENV_ERROR, "invalid": StopReason.ENV_INVALID}
     (kind, detail), *_ = answer.items()

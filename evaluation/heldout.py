@@ -63,17 +63,16 @@ def score(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, flo
     return scores
 
 
-def pass_at_k(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[int, Interval]:
-    """Probability that at least one of k samples is exactly right, for k = 1, 2, 4, ... and the number of samples.
+def pass_at_k(trials: Sequence[Trial], verdicts: Sequence[Verdict], *, ks: Sequence[int] = ()) -> dict[int, Interval]:
+    """Probability that at least one of k samples is exactly right, for `ks`; for none: 1, 2, 4, ... and all samples.
 
     The unbiased estimate of Chen et al. 2021, eq. 1, of each item, then mean and interval over items. An item of which
     fewer than k samples got a verdict does not count for that k; a k for which no item counts is left out.
     """
     right, given = _counts(trials, verdicts, greedy=False)
     samples = 1 + max((trial.sample for trial in trials if trial.sample is not None), default=0)
-    ks = sorted({1 << power for power in range(samples.bit_length())} | {samples})
     found: dict[int, Interval] = {}
-    for k in ks:
+    for k in ks or sorted({1 << power for power in range(samples.bit_length())} | {samples}):
         enough = given >= k
         if enough.any():
             pairs = zip(given[enough].astype(int), right[enough].astype(int), strict=True)
@@ -89,6 +88,28 @@ def chance_of_one(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def score_first_tries(
+    trials: Sequence[Trial], first: Sequence[Verdict], turns: Sequence[int], *, tries: int
+) -> dict[str, float]:
+    """What episodes of up to `tries` turns are to be compared with: `first` are the verdicts on first answers alone.
+
+    first_try_pass@N is the chance that one of N independent first answers is right: more tries without any remark.
+    """
+    sampled = bootstrap(item_means(trials, first, greedy=False))
+    scores = {
+        "first_try_accuracy": sampled.mean,
+        "first_try_accuracy_low": sampled.low,
+        "first_try_accuracy_high": sampled.high,
+        "first_try_greedy_accuracy": float(np.nanmean(item_means(trials, first, greedy=True))),
+        "turns_mean": float(
+            np.mean([count for trial, count in zip(trials, turns, strict=True) if trial.sample is not None])
+        ),
+    }
+    for k, one in pass_at_k(trials, first, ks=[tries]).items():
+        scores |= {f"first_try_pass@{k}": one.mean}
+    return scores
 
 
 def item_means(trials: Sequence[Trial], verdicts: Sequence[Verdict], *, greedy: bool) -> NDArray[np.float64]:

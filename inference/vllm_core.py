@@ -244,9 +244,7 @@ def checkpoint_shapes(model_folder: Path) -> dict[str, Shape]:
 
 def _vllm_config(model_folder: Path, settings: EngineSettings, *, cures: Cures) -> Any:
     described = json.loads((model_folder / "config.json").read_text())
-    positions = max(
-        settings.max_prompt_tokens + settings.max_tokens, 2 * KV_BLOCK_TOKENS
-    )  # room for the guard's probes
+    positions = max(settings.context_tokens, 2 * KV_BLOCK_TOKENS)  # room for the guard's probes
     positions = min(positions, described.get("max_position_embeddings", positions))
     _register_models(described.get("architectures", ()))
     if settings.eager:

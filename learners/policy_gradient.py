@@ -75,15 +75,25 @@ class PolicyGradientLearner:
     The KL term's reference is the weights at `reset`, that is after any warm start; it is part of the state.
     """
 
-    def __init__(self, folder: Path, settings: Settings, *, seed: int, temperature: float, max_tokens: int) -> None:
-        """The model in `folder`; `temperature` and `max_tokens` are the engine's.
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        seed: int,
+        temperature: float,
+        max_tokens: int,
+        own_code: Path | None = None,
+    ) -> None:
+        """The model in `folder`; `temperature` is the engine's, `max_tokens` the most that one episode's actions have.
+        `own_code` is the folder in which a loss of the user's own lies; None: the working directory.
 
         `seed` is for what a learner draws by itself; this one draws nothing but by its batch's seed, so it only fixes
         torch's own generator. Raises UserError.
         """
         torch.manual_seed(seed)
         self._formula = settings.formula()
-        self._own_loss = OwnLoss(settings.loss) if ":" in settings.loss else None
+        self._own_loss = OwnLoss(settings.loss, folder=own_code) if ":" in settings.loss else None
         self.model = PolicyModel(
             folder,
             attention=settings.attention,

@@ -47,8 +47,7 @@ def task_source(config: RunConfig) -> TaskSource:
     if config.control.id is not None:
         return CountedSource(config.control.id)
     environment = config.environment
-    name = f"{environment.name}/{environment.dataset}"
-    return PermutedSource(name, num_items=environment.train_items, seed=config.seed)
+    return PermutedSource(environment.label, num_items=environment.train_items, seed=config.seed)
 
 
 def derive_seed(*parts: int | str) -> int:

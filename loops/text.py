@@ -1,4 +1,12 @@
-"""Text rollouts: prompts are shown to a language model, and the environment judges what it answers."""
+"""Text rollouts: prompts are shown to a language model, and the environment judges what it answers.
+
+An episode has one turn or several: after a wrong answer that is not the last, the environment's remark follows, and the
+policy may try again. The engine is asked in rounds, each time for the episodes that are still open; what it reads is
+everything so far as token ids, never tokenised again.
+
+    prompt  answer  remark  answer  remark  answer          ids of one sequence, at most engine.max_context_tokens
+    ░░░░░░  ██████  ░░░░░░  ██████  ░░░░░░  ██████          █ the policy's own tokens: they alone are actions
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from configs.schema import Engine as EngineSettings
 from configs.schema import RunConfig
 from contracts.errors import PromptTooLongError
 from contracts.protocols import Completion, Prompt, Request, Sampling, Verdict
@@ -31,6 +40,10 @@ class TextCodec(Protocol):
         """Raises PromptTooLongError where long prompts are refused."""
         ...
 
+    def encode_remark(self, text: str) -> IntArray:
+        """What comes between an answer, end token included, and the next one."""
+        ...
+
     def decode(self, token_ids: IntArray) -> str:
         """The text without special tokens."""
         ...
@@ -50,8 +63,8 @@ class TextEnvironment(Protocol):
 
     def prompts(self, split: str, indices: Sequence[int]) -> list[Prompt]: ...
 
-    def score(self, items: Sequence[tuple[str, int, str]]) -> list[Verdict]:
-        """Verdicts for (split, index, completion text). Never raises for a bad item: its stop reason says so."""
+    def score(self, items: Sequence[tuple[str, int, Sequence[str]]]) -> list[Verdict]:
+        """Verdicts for (split, index, answers so far). Never raises for a bad item: its stop reason says so."""
         ...
 
 
@@ -83,14 +96,18 @@ class Policy:
         return [next(answers) if len(request.prompt_ids) else refused(request) for request in requests]
 
     def judge(
-        self, completions: Sequence[Completion], *, environment: TextEnvironment, items: Sequence[tuple[str, int]]
+        self,
+        completions: Sequence[Completion],
+        *,
+        environment: TextEnvironment,
+        items: Sequence[tuple[str, int, Sequence[str]]],
     ) -> list[Verdict]:
-        """The environment's word on each completion of (split, index); one that never came has no reward."""
+        """The environment's word on each (split, index, answers so far), of which the completion is the last; one that
+        never came has no reward."""
         verdicts = [Verdict(reward=None, parts={}, stop_reason=one.stop_reason) for one in completions]
         spoken = [i for i, one in enumerate(completions) if one.stop_reason in SPOKEN]
-        texts = [(*items[i], self.codec.decode(completions[i].token_ids)) for i in spoken]
-        with span("reward", completions=len(texts)):
-            scored = environment.score(texts)
+        with span("reward", completions=len(spoken)):
+            scored = environment.score([items[i] for i in spoken])
         for i, verdict in zip(spoken, scored, strict=True):
             verdicts[i] = verdict
         return verdicts
@@ -105,6 +122,98 @@ def refused(request: Request) -> Completion:
         spans=(),
         stop_reason=StopReason.PROMPT_TOO_LONG,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How an episode begins."""
+
+    split: str
+    index: int
+    prompt_ids: IntArray  # [P]; none at all: it was refused as too long
+    request_id: str  # of the first turn
+    temperature: float
+    seed: tuple[int | str, ...] | None = None  # what the draws hang on; None: the engine draws as it likes
+
+
+class Talk:
+    """One episode as it goes on, turn by turn."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        self.steps: list[Step] = []
+        self.spans: list[Span] = []
+        self.verdicts: list[Verdict] = []  # one a turn
+        self.stop_reason: StopReason | None = None  # None: it is open
+        self._answers: list[str] = []
+        self._shown = opening.prompt_ids  # since the last action
+        self._context = opening.prompt_ids  # all so far
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.verdicts[-1]
+
+    @property
+    def item(self) -> tuple[str, int, Sequence[str]]:
+        """What the environment is asked."""
+        return self.opening.split, self.opening.index, tuple(self._answers)
+
+    def request(self, engine: EngineSettings, stop_token_ids: tuple[int, ...]) -> Request:
+        opening, turn = self.opening, len(self.steps)
+        parts = (*(opening.seed or ()), *([turn] if turn else []))
+        return Request(
+            request_id=f"{opening.request_id}:{turn}" if turn else opening.request_id,
+            prompt_ids=self._context,
+            sampling=Sampling(
+                max_tokens=min(engine.max_tokens, engine.context_tokens - len(self._context)),
+                temperature=opening.temperature,
+                stop_token_ids=stop_token_ids,
+                seed=derive_seed(*parts) if opening.seed is not None else None,
+            ),
+        )
+
+    def hear(self, completion: Completion, text: str) -> None:
+        """The policy's next answer."""
+        num_acted = sum(len(step.action) for step in self.steps)
+        for part in completion.spans:
+            if len(completion.token_ids) and (not self.spans or self.spans[-1].version != part.version):
+                self.spans.append(Span(start=num_acted + part.start, version=part.version))
+        self.steps.append(Step(observation=self._shown, action=completion.token_ids, log_probs=completion.log_probs))
+        self._context = np.concatenate([self._context, completion.token_ids])
+        self._answers.append(text)
+
+    def take(self, verdict: Verdict, completion: Completion, *, codec: TextCodec, context_tokens: int) -> None:
+        """The environment's word: the end, or the remark, if the answer was whole and there is room for another one."""
+        self.verdicts.append(verdict)
+        if verdict.reward is None:
+            self.stop_reason = verdict.stop_reason
+        elif completion.stop_reason is StopReason.LENGTH and verdict.stop_reason is StopReason.TERMINATED:
+            self.stop_reason = StopReason.LENGTH
+        elif verdict.remark is None:
+            self.stop_reason = verdict.stop_reason
+        else:
+            self._shown = codec.encode_remark(verdict.remark)
+            self._context = np.concatenate([self._context, self._shown])
+            if len(self._context) >= context_tokens:
+                self.stop_reason = StopReason.TRUNCATED
+
+
+def converse(
+    policy: Policy, openings: Sequence[Opening], *, environment: TextEnvironment, engine: EngineSettings
+) -> list[Talk]:
+    """Every episode played to its end, in rounds. Raises what the engine raises."""
+    talks = [Talk(opening) for opening in openings]
+    live = talks
+    while live:
+        requests = [talk.request(engine, policy.codec.stop_token_ids) for talk in live]
+        completions = policy.complete(requests, timeout_s=engine.timeout_s)
+        for talk, completion in zip(live, completions, strict=True):
+            talk.hear(completion, policy.codec.decode(completion.token_ids))
+        verdicts = policy.judge(completions, environment=environment, items=[talk.item for talk in live])
+        for talk, verdict, completion in zip(live, verdicts, completions, strict=True):
+            talk.take(verdict, completion, codec=policy.codec, context_tokens=engine.context_tokens)
+        live = [talk for talk in live if talk.stop_reason is None]
+    return talks
 
 
 class TextPlayer:
@@ -126,38 +235,25 @@ class TextPlayer:
             for member in lease.missing
         ]
         call = f"{os.getpid()}.{next(_CALLS)}"  # unique among the requests in flight from all workers of a machine
-        requests = [self._request(call, lease, member, prompt_ids) for lease, member, prompt_ids in work]
-        completions = self._policy.complete(requests, timeout_s=self._config.engine.timeout_s)
-        asked = [("train", lease.task.index) for lease, _, _ in work]
-        verdicts = self._policy.judge(completions, environment=self._environment, items=asked)
-        return [
-            self._episode(lease, member, prompt_ids, completion, verdict)
-            for (lease, member, prompt_ids), completion, verdict in zip(work, completions, verdicts, strict=True)
-        ]
+        openings = [self._opening(call, lease, member, prompt_ids) for lease, member, prompt_ids in work]
+        talks = converse(self._policy, openings, environment=self._environment, engine=self._config.engine)
+        return [self._episode(lease, member, talk) for (lease, member, _), talk in zip(work, talks, strict=True)]
 
-    def _request(self, call: str, lease: Lease, member: int, prompt_ids: IntArray) -> Request:
-        engine = self._config.engine
+    def _opening(self, call: str, lease: Lease, member: int, prompt_ids: IntArray) -> Opening:
         # Seeds hang on the task's place, not on the lease: the same run twice draws the same tokens. vLLM on the CPU
         # pays a generator per sequence for a seed, and cannot promise the same bits anyway.
-        seeded = engine.backend == "transformers"
-        seed = derive_seed(self._config.seed, lease.task.position, member) if seeded else None
-        return Request(
-            request_id=f"{lease.lsn}:{member}:{call}",
+        seeded = self._config.engine.backend == "transformers"
+        return Opening(
+            split="train",
+            index=lease.task.index,
             prompt_ids=prompt_ids,
-            sampling=Sampling(
-                max_tokens=engine.max_tokens,
-                temperature=engine.temperature,
-                stop_token_ids=self._policy.codec.stop_token_ids,
-                seed=seed,
-            ),
+            request_id=f"{lease.lsn}:{member}:{call}",
+            temperature=self._config.engine.temperature,
+            seed=(self._config.seed, lease.task.position, member) if seeded else None,
         )
 
-    def _episode(
-        self, lease: Lease, member: int, prompt_ids: IntArray, completion: Completion, verdict: Verdict
-    ) -> Episode:
-        stop_reason = verdict.stop_reason
-        if stop_reason is StopReason.TERMINATED and completion.stop_reason is StopReason.LENGTH:
-            stop_reason = StopReason.LENGTH
+    def _episode(self, lease: Lease, member: int, talk: Talk) -> Episode:
+        assert talk.stop_reason is not None
         return Episode(
             episode_id="",  # signed by the slot
             lease=lease.lsn,
@@ -166,11 +262,11 @@ class TextPlayer:
             environment=self._environment.name,
             environment_version=self._environment.version,
             purpose=Purpose.TRAIN,
-            steps=(Step(observation=prompt_ids, action=completion.token_ids, log_probs=completion.log_probs),),
-            spans=completion.spans or (Span(start=0, version=-1),),
-            stop_reason=stop_reason,
-            reward=verdict.reward,
-            reward_parts=dict(verdict.parts),
+            steps=tuple(talk.steps),
+            spans=tuple(talk.spans) or (Span(start=0, version=-1),),
+            stop_reason=talk.stop_reason,
+            reward=talk.verdict.reward,
+            reward_parts=dict(talk.verdict.parts),
             reward_code=self._environment.reward_code,
-            retries=verdict.retries,
+            retries=sum(verdict.retries for verdict in talk.verdicts),
         )

@@ -59,6 +59,30 @@ def encode_prompt(
     return np.asarray(ids[-max_tokens:], dtype=np.int32)
 
 
+def encode_remark(tokenizer: Tokenizer, text: str, *, chat_template: bool) -> IntArray:
+    """Token ids int32 [R] of what comes between an answer, whose end token is there already, and the next answer.
+
+    With `chat_template`, and where the tokenizer has one: what the template puts behind the end token, then the text as
+    another user turn, and the opening of the answer; else the text as it stands. Raises UserError where a template
+    shows earlier turns in another way once there are later ones: what was generated could not stay as it is.
+    """
+    if not (chat_template and tokenizer.chat_template):
+        return np.asarray(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), dtype=np.int32)
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    before = str(tokenizer.apply_chat_template(talk, tokenize=False))
+    talk.append({"role": "user", "content": text})
+    after = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+    end = before.rfind(tokenizer.eos_token)
+    if end < 0 or not after.startswith(before):
+        raise UserError(
+            "a task of several turns with this model's chat template",
+            "the template rewrites earlier turns, or does not end an answer with the end token",
+            "set model.chat_template to false, or environment.max_turns to 1",
+        )
+    ids = tokenizer.encode(after[end + len(tokenizer.eos_token) :], add_special_tokens=False)
+    return np.asarray(ids, dtype=np.int32)
+
+
 def encode_completion(tokenizer: Tokenizer, text: str) -> IntArray:
     """Token ids int32 [C] of an answer to imitate, the end token included."""
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

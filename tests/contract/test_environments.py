@@ -10,7 +10,6 @@ from gymnasium.utils.env_checker import check_env
 from configs.schema import Environment
 from contracts.records import StopReason
 from environments.host import EnvironmentHost
-from environments.text.dataset import TextTasks
 from environments.text.env import TextEnv
 
 ENVIRONMENTS = {
@@ -28,7 +27,7 @@ def settings(request: pytest.FixtureRequest) -> Environment:
 
 @pytest.fixture(scope="module")
 def environment(settings: Environment) -> TextEnv:
-    return TextEnv(TextTasks(settings, seed=SEED), verifier=settings.verifier)
+    return TextEnv(settings, seed=SEED)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_one_answer_ends_the_episode(environment: TextEnv, settings: Environment
 
 def test_the_child_says_what_we_say(environment: TextEnv, host: EnvironmentHost) -> None:
     answers = [str(environment.tasks.train[i].entry["answer"]) for i in range(20)]
-    items = [("train", i, answer) for i, answer in enumerate([*answers[:10], *answers[:10]])]
+    items = [("train", i, [answer]) for i, answer in enumerate([*answers[:10], *answers[:10]])]
     verdicts = host.score(items)
-    for (split, index, completion), verdict in zip(items, verdicts, strict=True):
+    for (split, index, [completion]), verdict in zip(items, verdicts, strict=True):
         prompt, _ = environment.reset(options={"split": split, "index": index})
         _, reward, _, _, info = environment.step(completion)
         assert (verdict.reward, verdict.parts) == (reward, info["parts"])

@@ -129,8 +129,8 @@ class GuessingGame:
     def prompts(self, split: str, indices: Sequence[int]) -> list[Prompt]:
         return [Prompt(task_id=f"guess/{split}/{index}", index=index, text=str(index)) for index in indices]
 
-    def score(self, items: Sequence[tuple[str, int, str]]) -> list[Verdict]:
-        return [self._verdict(index, text) for _, index, text in items]
+    def score(self, items: Sequence[tuple[str, int, Sequence[str]]]) -> list[Verdict]:
+        return [self._verdict(index, answers[-1]) for _, index, answers in items]
 
     def _verdict(self, index: int, text: str) -> Verdict:
         reward = float(int(text) == index % (VOCABULARY - 1))
@@ -144,6 +144,9 @@ class DigitCodec:
 
     def encode_prompt(self, text: str) -> IntArray:
         return np.array([int(text) % VOCABULARY], dtype=np.int32)
+
+    def encode_remark(self, text: str) -> IntArray:
+        return np.array([int(letter) for letter in text], dtype=np.int32)
 
     def decode(self, token_ids: IntArray) -> str:
         return "".join(map(str, token_ids))

@@ -89,7 +89,9 @@ def test_prompts_targets_and_scores(host: EnvironmentHost) -> None:
         (2, "reasoning_gym/chain_sum/held_out/2"),
         (7, "reasoning_gym/chain_sum/held_out/7"),
     ]
-    verdicts = host.score([("held_out", 2, f" {targets[0]}\n"), ("held_out", 7, "none"), ("held_out", 7, targets[1])])
+    verdicts = host.score(
+        [("held_out", 2, [f" {targets[0]}\n"]), ("held_out", 7, ["none"]), ("held_out", 7, [targets[1]])]
+    )
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 1.0]
     assert [verdict.parts["exact"] for verdict in verdicts] == [1.0, 0.0, 1.0]
     assert set(reasons(verdicts)) == {StopReason.TERMINATED}
@@ -108,12 +110,12 @@ def test_nothing_to_score(host: EnvironmentHost) -> None:
 
 
 def test_a_batch_larger_than_the_pipe(host: EnvironmentHost) -> None:
-    verdicts = host.score([("train", i % 20, "x" * 5_000) for i in range(500)])
+    verdicts = host.score([("train", i % 20, ["x" * 5_000]) for i in range(500)])
     assert [verdict.reward for verdict in verdicts] == [0.0] * 500
 
 
 def test_any_text_travels(host: EnvironmentHost) -> None:
-    [verdict] = host.score([("train", 0, "\ud800 \u2028 \x00 \n 🦜")])
+    [verdict] = host.score([("train", 0, ["\ud800 \u2028 \x00 \n 🦜"])])
     assert verdict.stop_reason is StopReason.TERMINATED
 
 
@@ -129,20 +131,20 @@ def test_any_text_travels(host: EnvironmentHost) -> None:
 )
 def test_a_failure_costs_its_own_episode_alone(moods: Environment, mood: str, reason: StopReason, detail: str) -> None:
     with EnvironmentHost(moods, seed=0) as host:
-        verdicts = host.score([("train", 0, "fine"), ("train", 1, mood), ("train", 2, "fine")])
+        verdicts = host.score([("train", 0, ["fine"]), ("train", 1, [mood]), ("train", 2, ["fine"])])
         assert reasons(verdicts) == [StopReason.TERMINATED, reason, StopReason.TERMINATED]
         assert [verdict.reward for verdict in verdicts] == [1.0, None, 1.0]
         assert [verdict.retries for verdict in verdicts] == [0, 1, 0]
         assert detail in verdicts[1].detail
         assert host.counts[reason.value] == 2
         assert host.counts["retries"] == 1
-        assert host.score([("train", 0, "fine")])[0].reward == 1.0  # and it goes on
+        assert host.score([("train", 0, ["fine"])])[0].reward == 1.0  # and it goes on
 
 
 def test_nonsense_is_never_a_reward(moods: Environment) -> None:
     kinds = ["nan", "inf", "none", "text", "list", "complex"]
     with EnvironmentHost(moods, seed=0) as host:
-        verdicts = host.score([("train", 0, kind) for kind in kinds])
+        verdicts = host.score([("train", 0, [kind]) for kind in kinds])
         assert reasons(verdicts) == [StopReason.ENV_INVALID] * len(kinds)
         assert {verdict.reward for verdict in verdicts} == {None}
         assert all(verdict.detail and not verdict.parts for verdict in verdicts)
@@ -151,18 +153,18 @@ def test_nonsense_is_never_a_reward(moods: Environment) -> None:
 
 def test_a_retry_that_succeeds_counts_as_one(moods: Environment) -> None:
     with EnvironmentHost(moods, seed=0) as host:
-        [verdict] = host.score([("train", 0, "once")])
+        [verdict] = host.score([("train", 0, ["once"])])
     assert (verdict.reward, verdict.retries, verdict.stop_reason) == (1.0, 1, StopReason.TERMINATED)
 
 
 def test_without_retries_the_first_failure_is_final(moods: Environment) -> None:
     with EnvironmentHost(moods.model_copy(update={"retries": 0}), seed=0) as host:
-        [verdict] = host.score([("train", 0, "once")])
+        [verdict] = host.score([("train", 0, ["once"])])
     assert (verdict.reward, verdict.retries, verdict.stop_reason) == (None, 0, StopReason.ENV_ERROR)
 
 
 def test_an_item_that_is_not_there_is_an_error_of_its_own(host: EnvironmentHost) -> None:
-    assert reasons(host.score([("train", 99, "x"), ("train", 0, "x")])) == [
+    assert reasons(host.score([("train", 99, ["x"]), ("train", 0, ["x"])])) == [
         StopReason.ENV_ERROR,
         StopReason.TERMINATED,
     ]
@@ -174,7 +176,7 @@ def test_what_a_hanging_verifier_started_is_killed_with_it(
     file = tmp_path / "pid"
     monkeypatch.setenv("RATCHET_TEST_FILE", str(file))
     with EnvironmentHost(moods.model_copy(update={"retries": 0, "timeout_s": 3.0}), seed=0) as host:
-        assert reasons(host.score([("train", 0, "start another")])) == [StopReason.ENV_TIMEOUT]
+        assert reasons(host.score([("train", 0, ["start another"])])) == [StopReason.ENV_TIMEOUT]
         assert ended(int(file.read_text()))
 
 
@@ -186,7 +188,7 @@ def test_a_child_killed_while_idle_is_nobodys_fault() -> None:
         child.kill()
         assert ended(child.pid)
         assert host.prompts("train", [3]) == before  # the same items again
-        [verdict] = host.score([("train", 3, "x")])
+        [verdict] = host.score([("train", 3, ["x"])])
         assert (verdict.reward, verdict.retries) == (0.0, 0)
         assert host.counts == {"restarts": 1}
 
@@ -201,7 +203,7 @@ environment = Environment(**small, timeout_s={timeout_s}, verifier={verifier!r})
 with host.EnvironmentHost(environment, seed=0) as one:
     one.prompts("train", [0])
     print(psutil.Process().children()[0].pid, flush=True)
-    one.score([("train", 0, {completion!r})])
+    one.score([("train", 0, [{completion!r}])])
     sys.stdin.read()
 """
 
@@ -228,7 +230,11 @@ def test_it_dies_with_its_parent(moods: Environment, completion: str) -> None:
 )
 def test_what_it_refuses_comes_back_as_it_was_said(update: dict[str, str], words: str) -> None:
     with EnvironmentHost(SMALL.model_copy(update=update), seed=0) as host:
-        for call in (lambda: host.version, lambda: host.prompts("train", [0]), lambda: host.score([("train", 0, "x")])):
+        for call in (
+            lambda: host.version,
+            lambda: host.prompts("train", [0]),
+            lambda: host.score([("train", 0, ["x"])]),
+        ):
             with pytest.raises(UserError) as caught:
                 call()
             assert words in str(caught.value)
@@ -241,4 +247,4 @@ def test_a_child_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(RatchetError, match="did not start: code 7"):
             host.prompts("train", [0])
         with pytest.raises(RatchetError, match="did not start: code 7"):
-            host.score([("train", 0, "x")])
+            host.score([("train", 0, ["x"])])

@@ -38,7 +38,7 @@ class FailingEngine(NumpyEngine):
 class HangingGame(GuessingGame):
     """An environment whose second item never answers, as its host reports it."""
 
-    def score(self, items: Sequence[tuple[str, int, str]]) -> list[Verdict]:
+    def score(self, items: Sequence[tuple[str, int, Sequence[str]]]) -> list[Verdict]:
         verdicts = super().score(items)
         verdicts[1] = Verdict(reward=None, parts={}, stop_reason=StopReason.ENV_TIMEOUT, retries=2)
         return verdicts
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_data(run: PlainRun) -> None:
     ]
     completions = policy.complete(requests, timeout_s=1.0)
     assert [one.request_id for one in completions] == ["3", "2", "4", "3"]
-    items = [("train", int(text)) for text in "3243"]
+    items = [("train", int(text), ["1"]) for text in "3243"]
     verdicts = policy.judge(completions, environment=GuessingGame(), items=items)
     assert [verdict.reward is None for verdict in verdicts] == [True, False, False, True]
     assert verdicts[0].stop_reason is StopReason.PROMPT_TOO_LONG

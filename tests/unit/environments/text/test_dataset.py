@@ -11,6 +11,7 @@ from configs.schema import Environment
 from contracts.errors import UserError
 from environments.text.catalogue import find_dataset
 from environments.text.dataset import Disjoint, TextTasks
+from environments.text.verifiers import find_judge
 
 WORDS = Environment(prompt="{word}=", train_items=300, held_out_items=40)
 
@@ -82,7 +83,7 @@ def test_templates_take_metadata_and_question() -> None:
         ({"answer": "{anser}"}, "no {anser}"),
         ({"prompt": "{word_len}="}, "gave 8 distinct questions"),
         ({"prompt": "="}, "gave 1 distinct questions"),
-        ({"name": "my_envs:Maze"}, "one kind of environment"),
+        ({"name": "gym"}, "none of that name"),
     ],
 )
 def test_wrong_settings_are_explained(update: dict[str, object], words: str) -> None:
@@ -115,6 +116,10 @@ def test_exact_is_exactly_one() -> None:
     tasks = TextTasks(nine, seed=0)
     item = tasks.train[0]
     assert item.target is not None
-    assert tasks.score_answer(item.target + "x", item.entry) > 1.0
-    assert not tasks.is_exact(item.target + "x", item)
-    assert tasks.is_exact(item.target, item)
+    assert tasks.source.score_answer is not None
+    assert tasks.source.score_answer(item.target + "x", item.entry) > 1.0
+    judge = find_judge(nine, tasks.source)
+    judge.start(item.entry)
+    assert not judge.judge(item.target + "x").exact
+    judge.start(item.entry)
+    assert judge.judge(item.target).exact
