@@ -34,10 +34,16 @@ class Item:
     def question(self) -> str:
         return str(self.entry["question"])
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What no two items share: question and prompt each; or what the source says, where items look alike because an
+        environment hides what they differ in."""
+        return (str(self.entry["_item"]),) if "_item" in self.entry else (self.question, self.prompt)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Disjoint:
-    """What was counted when the two splits were compared: distinct questions in each, and those in both: none."""
+    """What was counted when the two splits were compared: distinct items in each, and those in both: none."""
 
     train: int
     held_out: int
@@ -78,41 +84,41 @@ class TextTasks:
         return targets
 
     def prove_disjoint(self) -> Disjoint:
-        """Compare the splits by question and by prompt; raises AssertionError if they share one."""
+        """Compare the splits by question and by prompt (see Item.identity); raises AssertionError if they share one."""
         num_shared = 0
-        for part in ("question", "prompt"):
-            train, held_out = ({getattr(item, part) for item in items} for items in (self.train, self.held_out))
+        for part in range(len(self.train[0].identity)):
+            train, held_out = ({item.identity[part] for item in items} for items in (self.train, self.held_out))
             shared = train & held_out
             num_shared += len(shared)
-            assert not shared, f"{len(shared)} held-out {part}s are trained on, {min(shared)!r} among them"
-            assert len(train) == len(self.train), f"a training {part} occurs twice"
-            assert len(held_out) == len(self.held_out), f"a held-out {part} occurs twice"
+            assert not shared, f"{len(shared)} held-out items are trained on, {min(shared)!r} among them"
+            assert len(train) == len(self.train), "a training item occurs twice"
+            assert len(held_out) == len(self.held_out), "a held-out item occurs twice"
         return Disjoint(train=len(self.train), held_out=len(self.held_out), shared=num_shared)
 
 
 class _Draw:
-    """Draws items whose question and prompt no earlier item had."""
+    """Draws items that share nothing with an earlier one (see Item.identity)."""
 
     def __init__(self, source: Source, environment: Environment) -> None:
         self._source, self._environment = source, environment
         self._prompt = Template(environment.prompt, "environment.prompt")
         self._target = Template(environment.answer, "environment.answer")
-        self._questions: set[str] = set()
-        self._prompts: set[str] = set()
+        self._seen: tuple[set[str], ...] = (set(), set())
 
     def items(self, split: str, num_items: int) -> tuple[Item, ...]:
         items: list[Item] = []
         fruitless = 0
         for entry in self._source.entries(split):
             item = self._item(entry)
-            if item.question in self._questions or item.prompt in self._prompts:
+            parts = list(zip(self._seen, item.identity, strict=False))
+            if any(part in seen for seen, part in parts):
                 fruitless += 1
-                if fruitless > 1_000 + len(self._questions):
+                if fruitless > 1_000 + len(self._seen[0]):
                     self._refuse(split, len(items), f"then none in {fruitless} tries")
                 continue
             fruitless = 0
-            self._questions.add(item.question)
-            self._prompts.add(item.prompt)
+            for seen, part in parts:
+                seen.add(part)
             items.append(item)
             if len(items) == num_items:
                 break
@@ -126,7 +132,7 @@ class _Draw:
         return Item(prompt=self._prompt.fill(fields), target=target, entry=entry)
 
     def _refuse(self, split: str, num_items: int, end: str) -> NoReturn:
-        environment, found = self._environment, len(self._questions)
+        environment, found = self._environment, len(self._seen[0])
         todo = "Choose a source or parameters that give more"
         if num_items:
             todo += f", or set environment.{split}_items to at most {num_items}"

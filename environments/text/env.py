@@ -20,7 +20,7 @@ from gymnasium.spaces import Text
 from configs.schema import Environment
 from environments.text.dataset import Item, Template, TextTasks
 from environments.text.sources import fields_of
-from environments.text.verifiers import find_judge
+from environments.text.verifiers import check_answers, find_judge
 
 MAX_TEXT_CHARACTERS = 4_096  # of a sampled action or a remark; step() takes any text
 
@@ -32,6 +32,7 @@ class TextEnv(gymnasium.Env[str, str]):
         """`folder` holds the user's own code and files. Raises UserError."""
         self.tasks = TextTasks(settings, seed=seed, folder=folder)
         self._judge = find_judge(settings, self.tasks.source, folder=folder)
+        check_answers(settings, (item.entry for item in (*self.tasks.train, *self.tasks.held_out)))
         self._remark, self._max_turns = Template(settings.remark, "environment.remark"), settings.max_turns
         self._remark.fill({**fields_of(self.tasks.train[0].entry), "remark": ""})
         self._item: Item | None = None

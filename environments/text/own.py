@@ -9,8 +9,9 @@
 
 Both get environment.parameters as keyword arguments. A function may go on for ever: it is asked until there are enough
 distinct questions. An environment is reset with another seed for each item (and options["split"]), and reset with the
-same seed whenever the item is tried: it must then be the same. Its info may have `answer`, shown by a warm start, and
-`exact`, whether the episode is a success (without it: whether the rewards sum up to exactly 1).
+same seed whenever the item is tried: it must then be the same. The info of reset may have `answer`, shown by a warm
+start, and `item`, a text that tells items apart which look alike because the environment hides something (a word to
+guess); the info of step may have `exact`, whether the answer is right (else: whether the rewards sum up to exactly 1).
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class GymSource:
             if not (isinstance(shown, tuple) and len(shown) == 2 and isinstance(shown[1], Mapping)):
                 raise UserError(self._asked, f"reset() gave {shown!r:.200}.", "It must give (text, info).")
             row = {**shown[1], "question": shown[0], "answer": shown[1].get("answer")}
-            yield {**checked_entry(row, place=f"reset(seed={seed})", asked=self._asked), "_reset": (seed, split)}
+            entry = checked_entry(row, place=f"reset(seed={seed})", asked=self._asked)
+            hidden = {"_item": shown[1]["item"]} if "item" in shown[1] else {}
+            yield {**entry, **hidden, "_reset": (seed, split)}
 
 
 class GameJudge:

@@ -23,6 +23,7 @@ import hashlib
 import logging
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from environments.text.sources import Entry, Judge, Judgement, Source, Verifier
 PARTIAL_CAP = 0.8  # the most that a wrong answer earns: a right one must always be worth the last step
 WRONG = "That is not right."  # the remark of a verifier that makes none
 MARK = "_"  # in the remark of `positions`: this letter is wrong or missing
-NAMES = ("own", "positions", "exact", "number", "math_verify")
+COMPARING = ("positions", "exact", "number", "math_verify")  # with the item's answer
+NAMES = ("own", *COMPARING)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -74,6 +76,19 @@ def find_judge(environment: Environment, source: Source, *, folder: Path | None 
         raise UserError(asked, f"{environment.name} has no verifier of its own.", todo)
     verify, code = _find(environment, own, asked=asked, folder=folder)
     return VerifierJudge(verify, code=code, max_turns=environment.max_turns, own=own)
+
+
+def check_answers(environment: Environment, entries: Iterable[Entry]) -> None:
+    """Raises UserError where the verifier compares with answers and an item has none."""
+    if environment.verifier not in COMPARING:
+        return
+    for entry in entries:
+        if entry["answer"] is None:
+            raise UserError(
+                f"The verifier {environment.verifier} was asked for (environment.verifier).",
+                f"An item of {environment.label} has no answer: {entry['question']!r:.100}.",
+                "Choose a verifier that needs none, or say where answers are (environment.fields.answer).",
+            )
 
 
 def _find(environment: Environment, own: Verifier | None, *, asked: str, folder: Path | None) -> tuple[Verifier, str]:

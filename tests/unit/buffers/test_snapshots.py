@@ -22,6 +22,8 @@ def make_run(folder: Path) -> Path:
     (folder / "config.yaml").write_text("seed: 1\n")
     (folder / "manifest.json").write_text("{}\n")
     (folder / "model" / "model.safetensors").write_bytes(b"base weights")
+    (folder / "task").mkdir()
+    (folder / "task" / "task.py").write_text("a verifier of the user's own")
     return folder
 
 
@@ -73,6 +75,7 @@ def test_a_snapshot_of_a_live_run_opens_like_the_run_as_it_was(tmp_path: Path) -
         batches = list(view.fold.groups.values())
         assert len(view.episodes([lsn for group in batches for lsn in group.lsns.values()])) == ledger.episodes
     assert (tmp_path / "elsewhere" / "model" / "model.safetensors").read_bytes() == b"base weights"
+    assert (tmp_path / "elsewhere" / "task" / "task.py").read_text() == "a verifier of the user's own"
     assert snapshots.verify(tmp_path / "elsewhere") == described
 
 

@@ -45,10 +45,10 @@ def test_near_seeds_share_items_in_the_package_but_not_here() -> None:
 def test_prove_disjoint_sees_a_shared_question() -> None:
     tasks = TextTasks(WORDS, seed=0)
     tasks.train = (*tasks.train, dataclasses.replace(tasks.held_out[3], prompt="another="))
-    with pytest.raises(AssertionError, match="1 held-out questions are trained on"):
+    with pytest.raises(AssertionError, match="1 held-out items are trained on"):
         tasks.prove_disjoint()
     tasks.train = (*tasks.train[:-1], tasks.train[0])
-    with pytest.raises(AssertionError, match="a training question occurs twice"):
+    with pytest.raises(AssertionError, match="a training item occurs twice"):
         tasks.prove_disjoint()
 
 
