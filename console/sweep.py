@@ -78,7 +78,7 @@ def sweep(
             _note(f"{head} is finished")
         else:
             if not member.folder.exists():
-                create(member.config, name=member.folder.name)
+                create(member.config, source=config.parent, name=member.folder.name)
             run_member(member, head=head)
         write_report(members, folder)
     report = write_report(members, folder)
@@ -109,7 +109,7 @@ def plan(config: Path, *, seeds: int, settings: Sequence[str], folder: Path) -> 
         resolved = first.model_copy(update={**changes, "name": name})
         members.append(Member(variant=variant, config=resolved, folder=folder / name))
     for member in members[: len(variants)]:
-        preflight.check(member.config)
+        preflight.check(member.config, folder=config.parent)
     members = [Member(variant=m.variant, config=preflight.take_engine(m.config), folder=m.folder) for m in members]
     for member in members:
         _refuse_another(member)

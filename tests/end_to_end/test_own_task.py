@@ -1,4 +1,4 @@
-"""The tutorial's commands in an empty folder outside the repository: short for every change, full length when `slow`."""
+"""The tutorial's commands in an empty folder outside the repository; at full length when `slow`."""
 
 from __future__ import annotations
 
