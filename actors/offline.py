@@ -9,8 +9,8 @@ from actors.tenants import tenant
 from buffers.view import StoreView
 from configs.loader import load
 from contracts.errors import RunFolderError
-from contracts.protocols import InFlight, Learner
-from contracts.records import Evaluation, Served, Version
+from contracts.protocols import InFlight, Learner, WeightSet
+from contracts.records import Evaluation, Served, Session, Version
 from loops import replay as replaying
 from loops.replay import ReplayedStep
 
@@ -19,11 +19,11 @@ def replay_run(
     folder: Path, *, until: int | None = None, on_step: Callable[[ReplayedStep], None] = lambda step: None
 ) -> list[ReplayedStep]:
     """Every step of a run or snapshot computed again. Raises RunFolderError."""
-    config = load(folder / "config.yaml")
+    view = StoreView.open(folder / "store")
     return replaying.replay(
-        StoreView.open(folder / "store"),
+        view,
         folder=folder,
-        learner=tenant(config).build_learner(folder),
+        learner=learner_on_its_base(view, folder),
         until=until,
         on_step=on_step,
     )
@@ -34,7 +34,7 @@ def rebuild_version(folder: Path, version: int | None) -> tuple[Learner, Version
     view = StoreView.open(folder / "store")
     if version is None:
         version = newest_served(view, folder)
-    learner = tenant(load(folder / "config.yaml")).build_learner(folder)
+    learner = learner_on_its_base(view, folder)
     made = replaying.rebuild(view, folder=folder, learner=learner, version=version)
     return learner, made
 
@@ -65,6 +65,35 @@ def evaluate_version(
     finally:
         stage.close()
         engine.close()
+
+
+def version_weights(folder: Path, version: int) -> WeightSet:
+    """From its file or, where that was pruned, computed again. Raises what `rebuild_version` raises."""
+    from models.registry import list_versions, load_version
+
+    if version not in list_versions(folder / "versions"):
+        return rebuild_version(folder, version)[0].weights(version)
+    if load(folder / "config.yaml").model.lora.rank:  # adapters, which mean nothing on another base
+        learner_on_its_base(StoreView.open(folder / "store"), folder)
+    return load_version(folder / "versions", version)
+
+
+def learner_on_its_base(view: StoreView, folder: Path) -> Learner:
+    """The run's learner. Adapters say nothing of the base that they belong to, so that is compared with the log's.
+
+    Raises RunFolderError.
+    """
+    config = load(folder / "config.yaml")
+    learner = tenant(config).build_learner(folder)
+    sessions = [one for _, one in view.decisions() if isinstance(one, Session) and one.role == "learner"]
+    if config.model.lora.rank and sessions and sessions[-1].base_weights != learner.base_hash:
+        raise RunFolderError(
+            f"the versions of {folder.name}",
+            f"they are adapters of the base {sessions[-1].base_weights[:16]}, and {folder / 'model'} is "
+            f"{learner.base_hash[:16]}",
+            f"put the old base back at {folder / 'model'}",
+        )
+    return learner
 
 
 def newest_served(view: StoreView, folder: Path) -> int:

@@ -38,14 +38,14 @@ class TextTenant:
         init_model(folder, settings=self._config.model.init, seed=self._config.seed)
 
     def build_engine(self, model_folder: Path) -> Engine:
-        settings = self._config.engine
+        settings, lora = self._config.engine, self._config.model.lora
         if settings.backend == "vllm":
             from inference.vllm_engine import VllmEngine
 
-            return VllmEngine(model_folder, settings, version=-1)
+            return VllmEngine(model_folder, settings, version=-1, lora=lora)
         from inference.transformers_engine import TransformersEngine
 
-        return TransformersEngine(model_folder, settings, version=-1)
+        return TransformersEngine(model_folder, settings, version=-1, lora=lora)
 
     def build_learner(self, folder: Path) -> PolicyGradientLearner:
         from learners.policy_gradient import PolicyGradientLearner
@@ -58,6 +58,7 @@ class TextTenant:
             temperature=config.engine.temperature,
             max_tokens=config.engine.max_tokens * config.environment.max_turns,
             own_code=own_folder(folder),
+            lora=config.model.lora,
         )
 
     def build_publisher(

@@ -66,7 +66,7 @@ class UpdateWorkerActor(Process):
             role="learner",
             epoch=0,
             config_hash=config_hash(config),
-            base_weights=learner.root_hash(),
+            base_weights=learner.base_hash,
             fingerprint=dict(learner.fingerprint()),
             wall_time=time.time(),
         )

@@ -35,9 +35,19 @@ class ModelInit(Section):
     tied_embeddings: bool = False
 
 
+class Lora(Section):
+    """Low-rank adapters: they alone learn, warm start included, and the base model stays as it is. rank 0: none."""
+
+    rank: int = Field(0, ge=0)
+    alpha: int = Field(16, ge=1)  # the adapters' product counts alpha / rank times
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the adapters' input in a step; above 0 the policy that learns is noisy
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class Model(Section):
     path: str | None = None  # a local Hugging Face folder; None: made from `init`
     init: ModelInit = ModelInit()
+    lora: Lora = Lora()
     chat_template: bool = True  # used where the tokenizer has one
     truncation: Literal["left", "refuse"] = "left"  # prompts over engine.max_prompt_tokens: keep the end, or fail
 
@@ -251,6 +261,8 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         if self.mode == "sync" and self.max_staleness != 0:
             raise ValueError("mode sync has no staleness: set max_staleness to 0")
+        if self.model.lora.rank and self.engine.transport == "nccl":
+            raise ValueError("engine.transport nccl sends whole networks, not adapters (model.lora): set object_store")
         if self.model.path is None and self.model.init.width % self.model.init.heads:
             init = self.model.init
             raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
@@ -272,6 +284,8 @@ class RunConfig(Section):
 
     def _check_tenant(self) -> None:
         is_control = self.control.id is not None
+        if is_control and self.model.lora.rank:
+            raise ValueError("model.lora is for language models: set model.lora.rank to 0, or leave control.id out")
         wanted = {
             "learner.algorithm": self.learner.algorithm == "ppo",
             "engine.backend": self.engine.backend == "torch",

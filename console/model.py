@@ -48,29 +48,35 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN")],
     version: Annotated[int, typer.Option(metavar="V", help="Any version in the log.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A folder that does not exist or is empty.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a run with adapters: the whole model, adapters merged into the base.")
+    ] = False,
 ) -> None:
-    """A version as a Hugging Face folder with tokenizer and model card."""
+    """A version as a folder that transformers loads, with a card; of a run with adapters, one that peft loads."""
     folder = resolve(run)
+    config = load(folder / "config.yaml")
+    from actors.offline import version_weights
     from buffers.view import StoreView
-    from models.export import ModelCard, export_model
-    from models.registry import list_versions, load_version
+    from models.export import ModelCard, export_adapters, export_model
+    from models.lora import AdaptedBase
+    from models.lora import merge as merge_adapters
 
-    if version in list_versions(folder / "versions"):
-        weights = load_version(folder / "versions", version)
-    else:  # its file was pruned: the log still knows how it was made
-        from actors.offline import rebuild_version
-
-        weights = rebuild_version(folder, version)[0].weights(version)
+    weights = version_weights(folder, version)
     view = StoreView.open(folder / "store")
     records = [record for _, record in view.decisions()]
     scores = [one.scores for one in records if isinstance(one, Evaluation) and one.version == version]
     card = ModelCard(
         name=folder.name,
         config_hash=read_manifest(folder)["config_hash"],
-        lineage=_lineage(load(folder / "config.yaml"), [one for one in records if isinstance(one, Version)], version),
+        lineage=_lineage(config, [one for one in records if isinstance(one, Version)], version),
         scores=scores[-1] if scores else {},
     )
-    export_model(weights, base=folder / "model", out=out, card=card)
+    base, lora = folder / "model", config.model.lora
+    if lora.rank and not merge:
+        export_adapters(weights, settings=lora, base=base, out=out, card=card)
+    else:
+        whole = merge_adapters(weights, base=AdaptedBase(base, lora)) if lora.rank else weights
+        export_model(whole, base=base, out=out, card=card)
     typer.echo(f"model: {out.absolute()}")
 
 
@@ -83,6 +89,8 @@ def _lineage(config: RunConfig, versions: list[Version], version: int) -> tuple[
     base = config.model.path or f"made from nothing, seed {config.seed}"
     environment = config.environment.label
     lines = [f"base model: {base}"]
+    if config.model.lora.rank:
+        lines.append(f"low-rank adapters of rank {config.model.lora.rank}, which alone learned")
     if config.warm_start.steps:
         lines.append(f"{config.warm_start.steps} supervised steps on {environment}")
     lines.append(f"{updates} {config.learner.algorithm} updates on {environment}")

@@ -282,6 +282,11 @@ class StepResult:
 class Learner(Protocol):
     """The fold: state × batch → state. Deterministic on an equal fingerprint."""
 
+    @property
+    def base_hash(self) -> str:
+        """Root hash of the base model it was built on, whichever part of it learns."""
+        ...
+
     def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
         """One update on the batch's rows in order. Raises LearnerError; the state is then unchanged."""
         ...

@@ -20,27 +20,40 @@ import numpy as np
 import torch
 
 from configs.schema import Engine as EngineSettings
+from configs.schema import Lora
 from contracts.errors import EngineError
 from contracts.protocols import Completion, InFlight, Request, WeightSet
 from contracts.records import Span, StopReason
 from inference.requests import failed_completion, is_servable
 from inference.sampling import RowSampler
-from inference.weights import as_tensor, check_weights
+from inference.weights import check_weights, network_tensors
+from models.lora import AdaptedBase
 
 _COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "busy_s", "pushes")
 
 
 class TransformersEngine:
-    """contracts.protocols.Engine over `model_folder`'s Hugging Face model. Loads in the constructor."""
+    """contracts.protocols.Engine over `model_folder`'s Hugging Face model. Loads in the constructor.
 
-    def __init__(self, model_folder: Path, settings: EngineSettings, *, version: int = 0) -> None:
+    With `lora.rank` above 0 what is pushed are adapters; the engine merges them into its own copy of the base.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        settings: EngineSettings,
+        *,
+        version: int = 0,
+        lora: Lora = Lora(),  # noqa: B008 (frozen)
+    ) -> None:
         self._settings = settings
         self._device = torch.device(settings.device)
         if settings.device == "cpu":
             torch.set_num_threads(settings.threads)
         self._model = _load_model(model_folder, settings)
         self._parameters = dict(self._model.named_parameters())
-        self._aliases = _tied_names(self._model)
+        self._base = AdaptedBase(model_folder, lora) if lora.rank else None
+        self._aliases = {} if self._base else _tied_names(self._model)
         self._version = version
         self._random = np.random.default_rng(0)
         self._state = threading.Condition()  # held during a decoding step; every field below changes under it
@@ -75,11 +88,12 @@ class TransformersEngine:
         with self._state:
             if self._paused is None:
                 raise EngineError("push before pause: the engine is generating")
-            shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
-            check_weights(weights, shapes, aliases=self._aliases)
+            own = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+            check_weights(weights, self._base.shapes if self._base else own, aliases=self._aliases)
             with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(as_tensor(weights.tensors[name], weights.dtypes[name]))
+                for name, tensor in network_tensors(weights, self._base):
+                    if name in self._parameters:  # else a second name of a tied one
+                        self._parameters[name].copy_(tensor)
             self._version = weights.version
             self._counts["pushes"] += 1
 

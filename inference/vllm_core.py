@@ -13,7 +13,7 @@ import gc
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -48,7 +48,7 @@ from contracts.errors import EngineError
 from contracts.protocols import Sampling, WeightSet
 from contracts.records import StopReason
 from inference.parity import KV_BLOCK_TOKENS
-from inference.weights import Shape, as_tensor
+from models.lora import Shape
 
 _STOP_REASONS = {FinishReason.STOP: StopReason.TERMINATED, FinishReason.LENGTH: StopReason.LENGTH}
 _MAX_STEP_TOKENS = 16_384  # prompt tokens read in one step
@@ -89,7 +89,7 @@ class _InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class _UpdateInfo(WeightTransferUpdateInfo):
-    weights: WeightSet
+    tensors: Iterable[tuple[str, torch.Tensor]]
     repack_tied_head: bool
 
 
@@ -107,9 +107,9 @@ class InProcessTransfer(WeightTransferEngine[_InitInfo, _UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: _UpdateInfo) -> None:
-        weights, self._repack_tied_head = update_info.weights, update_info.repack_tied_head
+        self._repack_tied_head = update_info.repack_tied_head
         model: Any = self.model
-        model.load_weights((name, as_tensor(weights.tensors[name], weights.dtypes[name])) for name in weights.tensors)
+        model.load_weights(update_info.tensors)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
@@ -207,9 +207,10 @@ class VllmCore:
         """Forget sequences nobody waits for."""
         self._client.abort_requests(list(core_ids))
 
-    def load(self, weights: WeightSet) -> None:
-        """Replace all weights (already checked) and empty the prefix cache. Nothing may be in flight."""
-        update: dict[str, Any] = {"weights": weights, "repack_tied_head": self._cures.repack_tied_head}
+    def load(self, weights: WeightSet, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights by `tensors`, which are those of `weights` (already checked), and empty the prefix cache.
+        Nothing may be in flight."""
+        update: dict[str, Any] = {"tensors": tensors, "repack_tied_head": self._cures.repack_tied_head}
         if self._nccl:
             names = list(weights.tensors)
             update = {

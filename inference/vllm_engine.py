@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configs.schema import Engine as EngineSettings
+from configs.schema import Lora
 from contracts.errors import EngineError
 from contracts.protocols import Completion, InFlight, Request, WeightSet
 from contracts.records import Span, StopReason
 from inference.requests import failed_completion, is_servable
-from inference.weights import check_weights
+from inference.weights import check_weights, network_tensors
+from models.lora import AdaptedBase
 
 if TYPE_CHECKING:
     from inference.vllm_core import Cures, VllmCore
@@ -62,13 +64,21 @@ class _Sequence:
 class VllmEngine:
     """contracts.protocols.Engine over `model_folder`'s model in vLLM. Loads in the constructor.
 
+    With `lora.rank` above 0 what is pushed are adapters; the engine merges them into its own copy of the base.
     `cures`: tests switch off what is done about vLLM's silent faults; None is all of them (vllm_core.Cures).
     """
 
     def __init__(
-        self, model_folder: Path, settings: EngineSettings, *, version: int = 0, cures: Cures | None = None
+        self,
+        model_folder: Path,
+        settings: EngineSettings,
+        *,
+        version: int = 0,
+        lora: Lora = Lora(),  # noqa: B008 (frozen)
+        cures: Cures | None = None,
     ) -> None:
         self._settings = settings
+        self._base = AdaptedBase(model_folder, lora) if lora.rank else None
         self._version = version
         self._state = threading.Condition()  # every field below changes under it
         self._waiting: deque[_Sequence] = deque()
@@ -87,8 +97,9 @@ class VllmEngine:
         self._core = ready.result()
         from inference.vllm_core import checkpoint_shapes
 
-        self._shapes = checkpoint_shapes(model_folder)
-        self._aliases = {"lm_head.weight": "model.embed_tokens.weight"} if self._core.tied else {}
+        self._shapes = self._base.shapes if self._base else checkpoint_shapes(model_folder)
+        tied = self._core.tied and self._base is None
+        self._aliases = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
         for alias in self._aliases:
             self._shapes.pop(alias, None)
 
@@ -289,6 +300,6 @@ class VllmEngine:
     def _load(self, weights: WeightSet) -> None:
         if self._running:
             raise EngineError("push while sequences are in flight")
-        self._core.load(weights)
+        self._core.load(weights, network_tensors(weights, self._base))
         self._version = weights.version
         self._counts["pushes"] += 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
 from contracts.errors import EngineError
 from contracts.protocols import Array, WeightSet
-
-Shape = tuple[int, ...]
+from models.lora import AdaptedBase, Shape
 
 # The dtype's name in a WeightSet: how numpy carries it, what torch makes of it. numpy has no bfloat16.
 _CARRIERS: Mapping[str, tuple[type[np.generic], torch.dtype]] = {
@@ -36,6 +35,13 @@ def check_weights(weights: WeightSet, shapes: Mapping[str, Shape], *, aliases: M
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise EngineError(f"version {weights.version} was not pushed: {'; '.join(problems[:3])}{more}")
+
+
+def network_tensors(weights: WeightSet, base: AdaptedBase | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the network as it shall be, one at a time: the (checked) pushed ones, or `base` with the pushed
+    adapters merged into it."""
+    pushed = ((name, as_tensor(weights.tensors[name], weights.dtypes[name])) for name in weights.tensors)
+    return pushed if base is None else base.merged(dict(pushed))
 
 
 def _both(weights: WeightSet, first: str, second: str) -> tuple[Array, Array]:

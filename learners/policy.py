@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,14 @@ import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from configs.schema import Lora
 from contracts.errors import FormatError, UserError
 from contracts.protocols import WeightSet
 from contracts.records import Scalar
 from learners.numerics import fingerprint, settle
 from learners.packing import MicroBatch, Sample, pack
 from models.causal_lm import load_model, named_weights
+from models.lora import adapter_weights, attach
 from models.registry import arrays_of, root_hash
 
 MAX_LOGITS = 1 << 27  # at once, K · V of them: more are computed in parts, and again in the backward pass
@@ -31,7 +34,11 @@ PROBE_TOLERANCE = 1e-3  # nats
 
 
 class PolicyModel:
-    """Float32 weights; "bf16" computes under autocast. Owns the process's torch settings: threads, determinism."""
+    """Float32 weights; "bf16" computes under autocast. Owns the process's torch settings: threads, determinism.
+
+    With adapters (`lora.rank` above 0) "the weights" are the adapters everywhere below: the base never changes, and
+    `base_hash` says which one it is.
+    """
 
     def __init__(
         self,
@@ -42,11 +49,18 @@ class PolicyModel:
         device: Literal["cpu", "cuda"] = "cpu",
         threads: int = 1,
         max_logits: int = MAX_LOGITS,
+        lora: Lora = Lora(),  # noqa: B008 (frozen)
+        seed: int = 0,
     ) -> None:
-        """Raises UserError where the folder is no model, the device is missing, or the architecture does not fit."""
+        """`seed`: of fresh adapters. Raises UserError where the folder is no model, the device is missing, or the
+        architecture or the adapters do not fit."""
         settle(threads=threads, device=device, folder=folder)
         self._attention, self._precision, self._device, self._max_logits = attention, precision, device, max_logits
         self._model: Any = load_model(folder, attention=attention, dtype=torch.float32)
+        self.base_hash = root_hash(*arrays_of(named_weights(self._model)))
+        self._lora = lora
+        if lora.rank:
+            attach(self._model, lora, seed=seed)
         torch.nn.Module.to(self._model, device)
         self._root_hash: str | None = None
         self._probe(folder)
@@ -78,6 +92,20 @@ class PolicyModel:
         if temperature != 1.0:
             logits_KV = logits_KV / temperature
         return -F.cross_entropy(logits_KV, targets_K, reduction="none")
+
+    @contextlib.contextmanager
+    def learning(self, *, seed: int) -> Iterator[None]:
+        """Inside the block the adapters' dropout acts, drawn by `seed` alone; without dropout nothing changes."""
+        dropouts = [one for name, one in self._model.named_modules() if name.endswith(".lora_dropout")]
+        if self._lora.dropout:
+            torch.manual_seed(seed)
+        for one in dropouts:
+            one.train()
+        try:
+            yield
+        finally:
+            for one in dropouts:
+                one.eval()
 
     def score(self, samples: Sequence[Sample], *, max_tokens: int, temperature: float) -> list[np.ndarray[Any, Any]]:
         """Without gradient: float32 log-probs of each sample's predicted tokens, in the samples' order."""
@@ -137,9 +165,10 @@ class PolicyModel:
     # ------------------------------------------------------------------------------------------ weights
 
     def copy(self) -> PolicyModel:
-        """The same network with memory of its own, for reading only."""
+        """The same network with weights of its own, for reading only. A frozen base is shared."""
         twin = copy.copy(self)
-        twin._model = copy.deepcopy(self._model).requires_grad_(False)
+        shared = {id(one): one for one in self._model.parameters() if not one.requires_grad}
+        twin._model = copy.deepcopy(self._model, shared).requires_grad_(False)
         return twin
 
     @property
@@ -152,7 +181,11 @@ class PolicyModel:
 
     def parameters(self) -> dict[str, Tensor]:
         """The weights that learn, by name, sharing memory."""
-        return {name: tensor for name, tensor in named_weights(self._model).items() if tensor.requires_grad}
+        return {name: tensor for name, tensor in self._weights().items() if tensor.requires_grad}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What a version is: the adapters where there are some, else every stored tensor."""
+        return adapter_weights(self._model) if self._lora.rank else named_weights(self._model)
 
     def changed(self) -> None:
         """The weights were written to: forget their hash."""
@@ -160,18 +193,18 @@ class PolicyModel:
 
     def root_hash(self) -> str:
         if self._root_hash is None:
-            self._root_hash = root_hash(*arrays_of(named_weights(self._model)))
+            self._root_hash = root_hash(*arrays_of(self._weights()))
         return self._root_hash
 
     def weights(self, version: int) -> WeightSet:
         """A copy in host memory."""
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in named_weights(self._model).items()}
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._weights().items()}
         tensors, dtypes = arrays_of(copies)
         return WeightSet(version=version, root_hash=self.root_hash(), tensors=tensors, dtypes=dtypes)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All stored tensors by name, detached, sharing memory."""
-        return {name: tensor.detach() for name, tensor in named_weights(self._model).items()}
+        """The weights by name, detached, sharing memory."""
+        return {name: tensor.detach() for name, tensor in self._weights().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy all weights in. Raises FormatError, before anything is written, where names or shapes differ."""
@@ -190,4 +223,5 @@ class PolicyModel:
             "transformers": transformers.__version__,
             "precision": self._precision,
             "attention": self._attention,
+            **({"peft": version("peft")} if self._lora.rank else {}),
         }

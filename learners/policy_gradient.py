@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Learner as Settings
+from configs.schema import Lora
 from contracts.errors import FormatError, LearnerError
 from contracts.protocols import StepResult, WeightSet
 from contracts.records import Batch, Episode, FloatArray, IntArray, Scalar
@@ -84,12 +85,13 @@ class PolicyGradientLearner:
         temperature: float,
         max_tokens: int,
         own_code: Path | None = None,
+        lora: Lora = Lora(),  # noqa: B008 (frozen)
     ) -> None:
         """The model in `folder`; `temperature` is the engine's, `max_tokens` the most that one episode's actions have.
         `own_code` is the folder in which a loss of the user's own lies; None: the working directory.
 
-        `seed` is for what a learner draws by itself; this one draws nothing but by its batch's seed, so it only fixes
-        torch's own generator. Raises UserError.
+        `seed` is for what a learner draws by itself: fresh adapters. All else is drawn by a batch's seed.
+        Raises UserError.
         """
         torch.manual_seed(seed)
         self._formula = settings.formula()
@@ -100,6 +102,8 @@ class PolicyGradientLearner:
             precision=settings.precision,
             device=settings.device,
             threads=settings.threads,
+            lora=lora,
+            seed=seed,
         )
         self._settings, self._temperature = settings, temperature
         self._max_tokens = max_tokens
@@ -136,8 +140,9 @@ class PolicyGradientLearner:
         try:
             rows = self._read(batch, episodes)
             if rows.samples:
-                for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
-                    self._accumulate(part, rows, tally)
+                with self.model.learning(seed=batch.seed):
+                    for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
+                        self._accumulate(part, rows, tally)
             norm, updated = self._update(batch, tally)
         except (RuntimeError, IndexError) as error:  # torch: out of memory, a token beyond the vocabulary
             raise LearnerError(f"step {batch.step} could not be computed: {error}") from error
@@ -247,6 +252,10 @@ class PolicyGradientLearner:
         return batch.coefficients.get(LEARNING_RATE, scheduled)
 
     # ------------------------------------------------------------------------------------------ the state
+
+    @property
+    def base_hash(self) -> str:
+        return self.model.base_hash
 
     def root_hash(self) -> str:
         return self.model.root_hash()

@@ -83,6 +83,7 @@ class PpoLearner:
         torch.manual_seed(seed)
         self._settings, self._ppo, self._control = settings, ppo, control
         self._network = load_policy(folder).to(settings.device)
+        self.base_hash = self.root_hash()
         self._optimizer = Optimizer(
             dict(self._network.named_parameters()),
             betas=settings.betas,

@@ -45,7 +45,8 @@ def warm_start(
     for step in range(1, settings.steps + 1):
         drawn = [samples[next(order)] for _ in range(settings.batch_size)]
         optimizer.clear()
-        loss, count = _accumulate(model, drawn)
+        with model.learning(seed=seed + step):
+            loss, count = _accumulate(model, drawn)
         num_tokens += count
         rate = learning_rate(
             step,

@@ -1,26 +1,30 @@
-"""Write one version as a Hugging Face folder that stands alone: configuration, tokenizer, weights, and a model card."""
+"""Write one version as a folder to keep: a Hugging Face model that stands alone, or adapters in peft's own format."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from configs.schema import Lora
 from contracts.errors import UserError
 from contracts.protocols import WeightSet
 from models.durable import sync
 from models.folder import check_folder
+from models.lora import peft_config
 from models.registry import FILE_NAME, tensors_of
 
 # Everything a base folder has beside its weights and its card.
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 WEIGHT_INDEX = "*.index.json"
+ADAPTER_FILE_NAME = "adapter_model.safetensors"  # peft's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +43,48 @@ def export_model(weights: WeightSet, *, base: Path, out: Path, card: ModelCard) 
     Raises UserError where `out` holds something, or `base` is no model or another network than the weights'.
     """
     check_folder(base)
+    _check_free(out)
+    _check_same_network(weights, base)
+    with _published(out) as draft:
+        for path in _companions(base):
+            shutil.copyfile(path, draft / path.name)
+        _state_dtype(draft / "config.json", weights)
+        save_file(tensors_of(weights), draft / FILE_NAME, metadata={"format": "pt"})
+        (draft / "README.md").write_text(_render(card, weights, library="transformers"))
+
+
+def export_adapters(weights: WeightSet, *, settings: Lora, base: Path, out: Path, card: ModelCard) -> None:
+    """Write adapters as peft's `from_pretrained` and vLLM's LoRA requests read them; `base` is named, not copied.
+
+    Raises UserError where `out` holds something.
+    """
+    _check_free(out)
+    with _published(out) as draft:
+        peft_config(settings, base=str(base.resolve())).save_pretrained(str(draft))
+        save_file(tensors_of(weights), draft / ADAPTER_FILE_NAME, metadata={"format": "pt"})
+        (draft / "README.md").write_text(_render(card, weights, library="peft"))
+
+
+@contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """A draft folder that becomes `out`, durably, when the block ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft.mkdir()
+    try:
+        yield draft
+        for path in draft.iterdir():
+            sync(path)
+        sync(draft)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync(out.parent)
+
+
+def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"an export to {out}", "there is something already", "name a new folder")
-    _check_same_network(weights, base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        for path in _companions(base):
-            shutil.copyfile(path, temporary / path.name)
-        _state_dtype(temporary / "config.json", weights)
-        save_file(tensors_of(weights), temporary / FILE_NAME, metadata={"format": "pt"})
-        (temporary / "README.md").write_text(_render(card, weights))
-        for path in temporary.iterdir():
-            sync(path)
-        sync(temporary)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync(out.parent)
 
 
 def _companions(base: Path) -> list[Path]:
@@ -89,17 +116,18 @@ def _state_dtype(path: Path, weights: WeightSet) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _render(card: ModelCard, weights: WeightSet) -> str:
+def _render(card: ModelCard, weights: WeightSet, *, library: str) -> str:
     num_parameters = sum(int(array.size) for array in weights.tensors.values())
+    what = "Low-rank adapters" if library == "peft" else "A causal language model"
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {library}",
         "pipeline_tag: text-generation",
         "---",
         "",
         f"# {card.name}, version {weights.version}",
         "",
-        "A causal language model fine-tuned with Ratchet.",
+        f"{what} fine-tuned with Ratchet.",
         "",
         "| | |",
         "|---|---|",

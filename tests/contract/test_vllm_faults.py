@@ -187,9 +187,9 @@ def test_a_push_that_vllm_fails_on_stops_the_engine(tmp_path: Path, monkeypatch:
     """Half-loaded weights must not serve: everyone who asks hears of it."""
     reference = make_policy(tmp_path)
     with started(tmp_path) as engine:
-        from inference import vllm_core
+        from inference import weights
 
-        monkeypatch.setattr(vllm_core, "as_tensor", lambda array, dtype: None)
+        monkeypatch.setattr(weights, "as_tensor", lambda array, dtype: None)
         engine.pause(InFlight.FINISH, timeout_s=5)
         with pytest.raises(EngineError, match="vLLM failed"):
             engine.push(reference.weights(1))

@@ -52,6 +52,7 @@ class NumpyLearner:
     def __init__(self, *, fail_on_steps: Sequence[int] = ()) -> None:
         self.logits: NDArray[np.float32] = np.zeros(VOCABULARY, dtype=np.float32)
         self._fail_on_steps = fail_on_steps
+        self.base_hash = self.root_hash()
 
     def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
         from contracts.errors import LearnerError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from configs.schema import Learner, ModelInit
+from configs.schema import Learner, Lora, ModelInit
 from contracts.records import Batch, Episode, Purpose, Row, Span, Step, StopReason
 from learners.checkpoint import load_state
 from learners.policy_gradient import PolicyGradientLearner
@@ -28,10 +28,9 @@ def make_model(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def make_learner(folder: Path, **settings: Any) -> PolicyGradientLearner:
-    return PolicyGradientLearner(
-        folder, SETTINGS.model_copy(update=settings), seed=0, temperature=1.0, max_tokens=MAX_TOKENS
-    )
+def make_learner(folder: Path, *, lora: Lora = Lora(), **settings: Any) -> PolicyGradientLearner:  # noqa: B008 (frozen)
+    changed = SETTINGS.model_copy(update=settings)
+    return PolicyGradientLearner(folder, changed, seed=0, temperature=1.0, max_tokens=MAX_TOKENS, lora=lora)
 
 
 def make_batch(
