@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from actors.engine import EngineActor
-from actors.placement import Units, inside, reserve
+from actors.placement import Units, reserve
 from actors.process import on_this_node, start
 from actors.rollout_worker import RolloutWorkerActor
 from actors.store import StoreActor
@@ -39,12 +39,15 @@ class Crew:
         units = reserve(config)
         where = str(folder)
         store = start(StoreActor, config, where, uuid, num_cpus=0, scheduling_strategy=on_this_node())
-        engines = [start(EngineActor, config, where, rank, **inside(unit)) for rank, unit in enumerate(units.engines)]
+        engines = [
+            start(EngineActor, config, where, rank, **units.seat(f"engine-{rank}"))
+            for rank in range(config.engine.count)
+        ]
         workers = [
-            start(RolloutWorkerActor, config, where, uuid, rank, store, engines, **cls._seat(units, rank))
+            start(RolloutWorkerActor, config, where, uuid, rank, store, engines, **units.seat(f"rollout-{rank}"))
             for rank in range(config.rollout.workers)
         ]
-        update = start(UpdateWorkerActor, config, where, store, engines, workers[0], **inside(units.update))
+        update = start(UpdateWorkerActor, config, where, store, engines, workers[0], **units.seat("update-0"))
         return cls(
             units,
             {
@@ -54,10 +57,6 @@ class Crew:
                 "update-0": update,
             },
         )
-
-    @staticmethod
-    def _seat(units: Units, rank: int) -> dict[str, Any]:
-        return {"num_cpus": 0} if units.rollout is None else inside(units.rollout, bundle=rank)
 
     def roles(self) -> Mapping[str, Any]:
         return self._actors

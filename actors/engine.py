@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.measure import EngineMeter
-from actors.process import Process, group
+from actors.process import Process, group, refusing
 from actors.tenants import tenant
 from configs.schema import RunConfig
 from contracts.protocols import InFlight, WeightSet
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 class EngineActor(Process):
     """contracts.protocols.InferenceEngine over Ray calls: what requests and answers are, only the engine knows."""
 
+    @refusing
     def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
         super().__init__(
             f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads, working=working
@@ -30,6 +31,8 @@ class EngineActor(Process):
         self._in_flight = InFlight(config.engine.in_flight)
         self._engine = tenant(config).build_engine(Path(folder) / "model")
         self._end_pause: Callable[[], None] = lambda: None
+        if config.cluster.mode == "colocated":  # the first turn is the update worker's
+            self._engine.sleep(timeout_s=self._timeout_s)
         log.info("engine ready")
 
     @group("data")
@@ -58,6 +61,16 @@ class EngineActor(Process):
         self._engine.resume()
         self._end_pause()
         self._end_pause = lambda: None
+
+    @group("publish")
+    def sleep(self) -> None:
+        with spans.span("sleep", track="publish"):
+            self._engine.sleep(timeout_s=self._timeout_s)
+
+    @group("publish")
+    def wake(self) -> None:
+        with spans.span("wake", track="publish"):
+            self._engine.wake()
 
     @group("control")
     def status(self) -> Mapping[str, Any]:

@@ -1,13 +1,16 @@
 """Which process gets which cores and GPUs: one placement group a replaceable unit.
 
-    mode cpu   engine: `engine.threads` CPUs each   update worker: `learner.threads` CPUs   rollout: none reserved
-    mode gpu   the same, and one GPU for each engine and for the update worker; rollout.num_gpus for each worker
+    mode cpu         engine: `engine.threads` CPUs each   update worker: `learner.threads` CPUs   rollout: none reserved
+    mode gpu         the same, and one GPU for each engine and for the update worker; rollout.num_gpus for each worker
+    mode colocated   one bundle for the engine and the update worker, who use it in turn: the larger number of threads
+                     and, where one of them is on `cuda`, one GPU. On paper each holds half; in its turn each has it all
 
 Bundle order is not node order (ray #51117): what a process really got is asked of the process (`card`), not inferred.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,27 +21,42 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from configs.schema import RunConfig
 from contracts.errors import PlacementError
 
+SHARED = "shared"  # the unit of engine and update worker in mode colocated
+
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The reserved groups of a run."""
+    """The reserved groups of a run, by unit."""
 
-    engines: tuple[PlacementGroup, ...]
-    update: PlacementGroup
-    rollout: PlacementGroup | None  # None: rollout workers reserve nothing
+    groups: Mapping[str, PlacementGroup]
+
+    def seat(self, role: str) -> dict[str, Any]:
+        """Actor options that put `role` in its place: a bundle of its own, half of the shared one, or nowhere."""
+        kind, _, rank = role.partition("-")
+        if role in self.groups:
+            return _inside(self.groups[role])
+        if kind in self.groups:
+            return _inside(self.groups[kind], bundle=int(rank))
+        if kind == "rollout":
+            return {"num_cpus": 0}
+        return _inside(self.groups[SHARED], share=0.5)
 
     def release(self) -> None:
-        for group in (*self.engines, self.update, *([self.rollout] if self.rollout else [])):
+        for group in self.groups.values():
             remove_placement_group(group)
 
 
 def wanted(config: RunConfig) -> dict[str, list[dict[str, float]]]:
     """Bundles by unit."""
-    gpu = 1.0 if config.cluster.mode == "gpu" else 0.0
-    engine = _bundle(cpus=config.engine.threads, gpus=gpu)
-    update = _bundle(cpus=config.learner.threads, gpus=gpu)
-    units = {f"engine-{rank}": [engine] for rank in range(config.engine.count)}
-    units["update-0"] = [update]
+    mode, engine, learner = config.cluster.mode, config.engine, config.learner
+    units: dict[str, list[dict[str, float]]] = {}
+    if mode == "colocated":
+        gpu = 1.0 if "cuda" in (engine.device, learner.device) else 0.0
+        units[SHARED] = [_bundle(cpus=max(engine.threads, learner.threads), gpus=gpu)]
+    else:
+        gpu = 1.0 if mode == "gpu" else 0.0
+        units = {f"engine-{rank}": [_bundle(cpus=engine.threads, gpus=gpu)] for rank in range(engine.count)}
+        units["update-0"] = [_bundle(cpus=learner.threads, gpus=gpu)]
     if config.rollout.num_gpus:
         units["rollout"] = [_bundle(cpus=0, gpus=config.rollout.num_gpus)] * config.rollout.workers
     return units
@@ -60,19 +78,15 @@ def reserve(config: RunConfig) -> Units:
             f"the cluster has {_text(ray.cluster_resources())}",
             "wait for other jobs, add nodes, or ask for less (engine.count, engine.threads, learner.threads)",
         )
-    return Units(
-        engines=tuple(groups[f"engine-{rank}"] for rank in range(config.engine.count)),
-        update=groups["update-0"],
-        rollout=groups.get("rollout"),
-    )
+    return Units(groups=groups)
 
 
-def inside(group: PlacementGroup, *, bundle: int = 0) -> dict[str, Any]:
-    """Actor options that take the whole bundle of a group."""
+def _inside(group: PlacementGroup, *, bundle: int = 0, share: float = 1.0) -> dict[str, Any]:
+    """Actor options that take a share of a group's bundle."""
     resources = group.bundle_specs[bundle]
     return {
-        "num_cpus": resources.get("CPU", 0.0),
-        "num_gpus": resources.get("GPU", 0.0),
+        "num_cpus": resources.get("CPU", 0.0) * share,
+        "num_gpus": resources.get("GPU", 0.0) * share,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             placement_group=group, placement_group_bundle_index=bundle
         ),

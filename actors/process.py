@@ -6,10 +6,12 @@ OpenMP threads must stand in the environment before torch is loaded.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar, cast
@@ -18,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.schema import RunConfig
+from contracts.errors import UserError
 from telemetry import logs, spans
 from telemetry.exporter import Exporter
 
@@ -29,6 +32,30 @@ ACTOR_OPTIONS: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, "conc
 ANY_ADDRESS = "0.0.0.0"
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RefusedError(Exception):
+    """A UserError that ended an actor's constructor, as JSON: of such an exception Ray passes on the text alone."""
+
+
+def refusal_in(text: str) -> UserError | None:
+    """The UserError that a dead actor's message tells of, if it died of one."""
+    lines = [line.partition(f"{RefusedError.__name__}: ")[2] for line in text.splitlines()]
+    told = next((line for line in reversed(lines) if line), None)
+    return None if told is None else UserError(*json.loads(told))
+
+
+def refusing(constructor: F) -> F:
+    """For an actor's `__init__`: bad input that only shows there ends the run with its own message."""
+
+    @wraps(constructor)
+    def construct(*arguments: Any, **named: Any) -> None:
+        try:
+            constructor(*arguments, **named)
+        except UserError as error:
+            raise RefusedError(json.dumps([error.asked, error.found, error.todo])) from error
+
+    return cast("F", construct)
 
 
 def start(kind: type, *arguments: Any, **where: Any) -> Any:

@@ -10,7 +10,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from actors.measure import RolloutMeter
-from actors.process import Process, group
+from actors.process import Process, group, refusing
 from actors.tenants import tenant
 from actors.transport import EngineClient, StoreClient
 from buffers.owner import episode_id
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 class RolloutWorkerActor(Process):
     """Acts through engine `rank mod engines`; every slot is a producer of its own."""
 
+    @refusing
     def __init__(
         self, config: RunConfig, folder: str, uuid: str, rank: int, store: Any, engines: Sequence[Any]
     ) -> None:

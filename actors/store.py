@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.measure import StoreMeter
-from actors.process import Process, group
+from actors.process import Process, group, refusing
 from buffers.owner import StoreOwner
 from configs.schema import RunConfig
 from contracts.protocols import BatchRequest
@@ -18,6 +18,7 @@ from loops.tasks import task_source
 class StoreActor(Process):
     """contracts.protocols.Store over Ray calls. Every call may be retried."""
 
+    @refusing
     def __init__(self, config: RunConfig, folder: str, uuid: str) -> None:
         super().__init__("store", config=config, folder=Path(folder))
         self._measure = StoreMeter(self.metrics)

@@ -42,7 +42,8 @@ class TextTenant:
         if settings.backend == "vllm":
             from inference.vllm_engine import VllmEngine
 
-            return VllmEngine(model_folder, settings, version=-1, lora=lora)
+            shared = self._config.cluster.mode == "colocated"
+            return VllmEngine(model_folder, settings, version=-1, lora=lora, sleeps=shared)
         from inference.transformers_engine import TransformersEngine
 
         return TransformersEngine(model_folder, settings, version=-1, lora=lora)

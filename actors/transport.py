@@ -99,5 +99,11 @@ class EngineFleet:
         answers: list[list[Any]] = wait_for(calls, timeout_s=self._timeout_s)
         return answers
 
+    def sleep(self) -> None:
+        wait_for([actor.sleep.remote() for actor in self._actors], timeout_s=self._timeout_s)
+
+    def wake(self) -> None:
+        wait_for([actor.wake.remote() for actor in self._actors], timeout_s=self._timeout_s)
+
     def resume(self) -> None:
         wait_for([actor.resume.remote() for actor in self._actors], timeout_s=self._timeout_s)

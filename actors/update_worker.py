@@ -7,12 +7,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.measure import UpdateMeter
-from actors.process import Process, group
+from actors.process import Process, group, refusing
 from actors.tenants import tenant
 from actors.transport import EngineFleet, StoreClient, wait_for
 from configs.loader import config_hash
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 class UpdateWorkerActor(Process):
     """Wires one learner; `serve` is the run's main line."""
 
+    @refusing
     def __init__(self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any) -> None:
         self._folder, self._config = Path(folder), config
         super().__init__(
@@ -62,6 +64,8 @@ class UpdateWorkerActor(Process):
             evaluate=self._evaluate,
             on_step=self._on_step,
         )
+        if config.cluster.mode == "colocated":
+            ports = replace(ports, sleep=fleet.sleep, wake=partial(self._give_way, fleet))
         session = Session(
             role="learner",
             epoch=0,
@@ -74,6 +78,14 @@ class UpdateWorkerActor(Process):
         loop.recover()
         loop.run(self.stopping)
         return loop.step
+
+    def _give_way(self, fleet: EngineFleet) -> None:
+        """The turn of the engine on the learner's device."""
+        if self._config.learner.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # what torch kept of the step (not run)
+        fleet.wake()
 
     def _evaluate(self, version: int, step: int) -> Evaluation:
         evaluation: Evaluation = wait_for(self._evaluator.evaluate.remote(version, step), timeout_s=EVALUATION_S)

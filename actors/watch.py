@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from actors.crew import Crew
-from actors.process import reachable
+from actors.process import reachable, refusal_in
 from configs.schema import RunConfig
 from contracts.errors import ActorDiedError, RatchetError, is_disk_full
 from telemetry.exporter import Exporter, write_targets
@@ -146,7 +146,9 @@ class Watch:
             return error
         return None
 
-    def _death(self, role: str, error: Exception) -> ActorDiedError:
+    def _death(self, role: str, error: Exception) -> RatchetError:
+        if refusal := refusal_in(str(error)):
+            return refusal
         card = self._crew.cards.get(role, {})
         reason = death_reason(str(error))
         self._crew.note_death(role, reason.strip())

@@ -298,7 +298,7 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "a mapping"
     if get_origin(annotation) is tuple:
-        return "a list of " + " and ".join(map(_type_name, get_args(annotation)))
+        return "a list of " + " and ".join(_type_name(part) for part in get_args(annotation) if part is not ...)
     return " or ".join(map(_type_name, get_args(annotation)))
 
 

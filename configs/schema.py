@@ -177,7 +177,7 @@ class Engine(Section):
     max_context_tokens: int | None = Field(None, ge=2)  # of an episode, remarks included; None: prompt and completion
     max_sequences: int = _free(256, ge=1)  # at once
     memory_gib: float = _free(1.0, gt=0)  # KV cache (CPU); on a GPU see gpu_memory_share
-    gpu_memory_share: float = _free(0.85, gt=0, le=1)
+    gpu_memory_share: float = _free(0.85, gt=0, le=1)  # colocated: while awake, beside all that the learner keeps
     in_flight: Literal["finish", "continue"] = "finish"
     transport: Literal["object_store", "nccl"] = "object_store"
     parity_gap: float = Field(0.15, gt=0)  # mean |log-prob gap| above which a push is refused
@@ -261,6 +261,7 @@ class RunConfig(Section):
     def _consistent(self) -> RunConfig:
         if self.mode == "sync" and self.max_staleness != 0:
             raise ValueError("mode sync has no staleness: set max_staleness to 0")
+        self._check_colocated()
         if self.model.lora.rank and self.engine.transport == "nccl":
             raise ValueError("engine.transport nccl sends whole networks, not adapters (model.lora): set object_store")
         if self.model.path is None and self.model.init.width % self.model.init.heads:
@@ -280,6 +281,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"engine.max_context_tokens {engine.context_tokens} has no room for a prompt of "
                 f"{engine.max_prompt_tokens} and a completion of {engine.max_tokens}"
+            )
+
+    def _check_colocated(self) -> None:
+        if self.cluster.mode != "colocated":
+            return
+        wanted = {"mode": "sync", "engine.count": 1, "engine.transport": "object_store"}
+        found = {"mode": self.mode, "engine.count": self.engine.count, "engine.transport": self.engine.transport}
+        if wrong := [f"{key} is {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]:
+            raise ValueError(
+                "cluster.mode is colocated, in which one engine and the update worker take turns on one device, but "
+                + " and ".join(wrong)
             )
 
     def _check_tenant(self) -> None:

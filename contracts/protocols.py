@@ -132,6 +132,7 @@ class InferenceEngine(Protocol[Ask_contra, Answer]):
     """What acts. Thread-safe: many callers of `generate`, one publisher.
 
     Publisher's order: pause → push → generate(guard=True) → resume. Requests that come while paused wait.
+    Where a learner shares the device: sleep → (it computes) → wake, and only then the publisher's turn.
     """
 
     @property
@@ -152,6 +153,14 @@ class InferenceEngine(Protocol[Ask_contra, Answer]):
         ...
 
     def resume(self) -> None: ...
+
+    def sleep(self, *, timeout_s: float) -> None:
+        """End what is running, hold new requests, and free the device's memory as far as the engine can."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory back, with the weights that were served, and go on. Nothing where it is awake."""
+        ...
 
     def stats(self) -> Mapping[str, float]:
         """Counters since start: `requests`, `prompt_tokens`, `completion_tokens`, `busy_s`, `pushes`."""

@@ -90,6 +90,12 @@ class TorchPolicyEngine:
             self._paused = False
             self._state.notify_all()
 
+    def sleep(self, *, timeout_s: float) -> None:
+        self.pause(InFlight.FINISH, timeout_s=timeout_s)  # a few kilobytes: nothing to free
+
+    def wake(self) -> None:
+        self.resume()
+
     def stats(self) -> Mapping[str, float]:
         return dict(self._counts)
 

@@ -102,6 +102,14 @@ class TransformersEngine:
             self._paused = None
             self._state.notify_all()
 
+    def sleep(self, *, timeout_s: float) -> None:
+        self.pause(InFlight.FINISH, timeout_s=timeout_s)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # the weights stay; the cache of what was generated goes (not run)
+
+    def wake(self) -> None:
+        self.resume()
+
     def stats(self) -> Mapping[str, float]:
         return dict(self._counts)
 

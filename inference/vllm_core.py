@@ -128,15 +128,16 @@ WeightTransferEngineFactory.register_engine(_IN_PROCESS, InProcessTransfer)
 class VllmCore:
     """vLLM's engine core in this process. Every call from one thread. The constructor loads the model."""
 
-    def __init__(self, model_folder: Path, settings: EngineSettings, *, cures: Cures) -> None:
+    def __init__(self, model_folder: Path, settings: EngineSettings, *, sleeps: bool = False, cures: Cures) -> None:
         self._cures = cures
+        self._sleeps = sleeps and settings.device == "cuda"  # main memory is nobody's share: nothing to give back
         if settings.device == "cpu":
             torch.set_num_threads(settings.threads)
         set_num_threads = torch.set_num_threads
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # vLLM's own, while it loads
-                self._config = _vllm_config(model_folder, settings, cures=cures)
+                self._config = _vllm_config(model_folder, settings, sleeps=self._sleeps, cures=cures)
                 gc.freeze()  # vLLM collects garbage five times while it starts: spare it the imports' objects
                 self._client = InprocClient(self._config, Executor.get_class(self._config), log_stats=False)
                 self._answer_once()
@@ -228,6 +229,15 @@ class VllmCore:
         """Join the learner's NCCL group (transport nccl; needs GPUs: not run). Keys: its NCCLWeightTransferInitInfo."""
         self._client.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": rendezvous})
 
+    def sleep(self) -> None:
+        """Weights to main memory, keys and values forgotten (vLLM's level 1; on a GPU: not run). Nothing in flight."""
+        if self._sleeps and not self._client.is_sleeping():
+            self._client.sleep(level=1)
+
+    def wake(self) -> None:
+        if self._sleeps and self._client.is_sleeping():
+            self._client.wake_up()
+
     def close(self) -> None:
         self._client.shutdown()
 
@@ -243,7 +253,7 @@ def checkpoint_shapes(model_folder: Path) -> dict[str, Shape]:
     return shapes
 
 
-def _vllm_config(model_folder: Path, settings: EngineSettings, *, cures: Cures) -> Any:
+def _vllm_config(model_folder: Path, settings: EngineSettings, *, sleeps: bool, cures: Cures) -> Any:
     described = json.loads((model_folder / "config.json").read_text())
     positions = max(settings.context_tokens, 2 * KV_BLOCK_TOKENS)  # room for the guard's probes
     positions = min(positions, described.get("max_position_embeddings", positions))
@@ -264,6 +274,7 @@ def _vllm_config(model_folder: Path, settings: EngineSettings, *, cures: Cures) 
         block_size=KV_BLOCK_TOKENS,
         enable_prefix_caching=True,
         gpu_memory_utilization=settings.gpu_memory_share,
+        enable_sleep_mode=sleeps,
         logprobs_mode="processed_logprobs" if cures.processed_log_probs else "raw_logprobs",
         async_scheduling=False,  # a push happens between steps: none may be on its way
         disable_log_stats=True,

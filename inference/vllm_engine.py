@@ -65,6 +65,7 @@ class VllmEngine:
     """contracts.protocols.Engine over `model_folder`'s model in vLLM. Loads in the constructor.
 
     With `lora.rank` above 0 what is pushed are adapters; the engine merges them into its own copy of the base.
+    `sleeps`: on a GPU `sleep` gives the memory back, which has to be known when vLLM takes it.
     `cures`: tests switch off what is done about vLLM's silent faults; None is all of them (vllm_core.Cures).
     """
 
@@ -75,6 +76,7 @@ class VllmEngine:
         *,
         version: int = 0,
         lora: Lora = Lora(),  # noqa: B008 (frozen)
+        sleeps: bool = False,
         cures: Cures | None = None,
     ) -> None:
         self._settings = settings
@@ -91,7 +93,7 @@ class VllmEngine:
         self._counts = dict.fromkeys(_COUNTERS, 0.0)
         ready: Future[VllmCore] = Future()
         self._thread = threading.Thread(
-            target=self._run, args=(model_folder, cures, ready), name="vllm-engine", daemon=True
+            target=self._run, args=(model_folder, sleeps, cures, ready), name="vllm-engine", daemon=True
         )
         self._thread.start()
         self._core = ready.result()
@@ -150,6 +152,14 @@ class VllmEngine:
             self._paused = None
             self._state.notify_all()
 
+    def sleep(self, *, timeout_s: float) -> None:
+        self.pause(InFlight.FINISH, timeout_s=timeout_s)
+        self._call(self._core.sleep, timeout_s)
+
+    def wake(self) -> None:
+        self._call(self._core.wake, self._settings.timeout_s)
+        self.resume()
+
     def stats(self) -> Mapping[str, float]:
         return dict(self._counts)
 
@@ -203,11 +213,11 @@ class VllmEngine:
 
     # ------------------------------------------------------------------------------------ the engine's thread
 
-    def _run(self, model_folder: Path, cures: Cures | None, ready: Future[VllmCore]) -> None:
+    def _run(self, model_folder: Path, sleeps: bool, cures: Cures | None, ready: Future[VllmCore]) -> None:
         try:
             from inference.vllm_core import Cures, VllmCore
 
-            self._core = VllmCore(model_folder, self._settings, cures=cures or Cures())
+            self._core = VllmCore(model_folder, self._settings, sleeps=sleeps, cures=cures or Cures())
         except BaseException as error:  # noqa: BLE001 the constructor's caller hears of it
             ready.set_exception(error)
             return

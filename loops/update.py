@@ -60,6 +60,8 @@ class UpdatePorts:
     prune: Callable[[], None]  # forget files of versions and checkpoints that no recovery needs
     evaluate: Callable[[int, int], Evaluation]  # (version, step): scores of the version that is served now
     on_step: Callable[[Progress], None] = lambda progress: None
+    sleep: Callable[[], None] = lambda: None  # engines that share the learner's device make room for a step
+    wake: Callable[[], None] = lambda: None  # before a publication, for the first time before the first: born asleep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +250,8 @@ class UpdateLoop:
     def _compute(self, lsn: int, batch: Batch) -> None:
         """One fresh step; after two failures, in this process or in ones that it killed, the batch is skipped."""
         failures = sum(isinstance(r, Failure) and r.batch_lsn == lsn for _, r in self._at.records)
+        if not self._recovering:  # else they sleep already
+            self._ports.sleep()
         while failures < FAILURES_TO_SKIP:
             try:
                 episodes = self._read(batch)
@@ -264,6 +268,8 @@ class UpdateLoop:
         log.error("batch skipped", extra={"step": batch.step, "reason": reason})
         self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=BRANCH, reason=reason))
         self._at.step = batch.step
+        if not self._recovering:
+            self._ports.wake()
 
     def _new_version(self, lsn: int, batch: Batch, result: StepResult, *, staleness: float = 0.0) -> None:
         number = self._at.last_number + 1
@@ -300,6 +306,7 @@ class UpdateLoop:
 
     def _publish(self, weights: WeightSet) -> None:
         with self._part("publish", step=self._at.step):
+            self._ports.wake()
             outcome = self._ports.publisher.publish(weights)
         self._decide(outcome)
         if isinstance(outcome, Guard):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +54,44 @@ def config_with(*settings: str) -> RunConfig:
     return load(ROOT / "configs" / "quickstart.yaml", [*SMALL, *settings])
 
 
-def test_processes_hold_disjoint_gpus(two_nodes: Cluster, tmp_path: Path) -> None:
-    config = config_with()
-    (tmp_path / "config.yaml").write_text(dump(config))
-    make_base_model(tmp_path)
-    store = StoreOwner.open(tmp_path / "store", config=config, source=task_source(config), create=True)
+@contextmanager
+def hired(config: RunConfig, folder: Path) -> Iterator[dict[str, Mapping[str, Any]]]:
+    """What every process of a run says of itself; the crew is dismissed after the block."""
+    (folder / "config.yaml").write_text(dump(config))
+    make_base_model(folder)
+    store = StoreOwner.open(folder / "store", config=config, source=task_source(config), create=True)
     store.close()
-    crew = Crew.hire(config, folder=tmp_path, uuid=str(store.uuid))
+    crew = Crew.hire(config, folder=folder, uuid=str(store.uuid))
     try:
         assert crew.meet(timeout_s=120)
-        cards = {role: card for role, card in crew.cards.items() if role != "store"}
+        yield crew.cards
+    finally:
+        crew.dismiss()
+
+
+def test_processes_hold_disjoint_gpus(two_nodes: Cluster, tmp_path: Path) -> None:
+    with hired(config_with(), tmp_path) as every:
+        cards = {role: card for role, card in every.items() if role != "store"}
         assert set(cards) == {"engine-0", "engine-1", "rollout-0", "update-0"}
         held = {role: {(card["node"], gpu) for gpu in card["gpus"]} for role, card in cards.items()}
         assert all(len(gpus) == 1 for gpus in held.values()), held
         for one, other in itertools.combinations(held.values(), 2):
             assert not one & other, held
         assert len({node for gpus in held.values() for node, _ in gpus}) == 2, "four GPUs lie on two nodes"
-        assert crew.cards["store"]["node"] == ray.get_runtime_context().get_node_id()
-        assert not crew.cards["store"]["gpus"]
-    finally:
-        crew.dismiss()
+        assert every["store"]["node"] == ray.get_runtime_context().get_node_id()
+        assert not every["store"]["gpus"]
+
+
+def test_colocated_processes_hold_the_same_gpu(two_nodes: Cluster, tmp_path: Path) -> None:
+    """The learner's device alone asks for the GPU here: these are logical ones, which an engine would not find."""
+    config = config_with(
+        "cluster.mode=colocated", "mode=sync", "max_staleness=0", "engine.count=1", "learner.device=cuda"
+    )
+    with hired(config, tmp_path) as cards:
+        held = {role: (card["node"], card["gpus"]) for role, card in cards.items()}
+        assert held["engine-0"] == held["update-0"]
+        assert len(held["engine-0"][1]) == 1
+        assert held["rollout-0"] != held["engine-0"], "a worker's own GPU is another one"
 
 
 def test_a_workers_imports_are_ours(two_nodes: Cluster) -> None:

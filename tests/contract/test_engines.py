@@ -305,6 +305,23 @@ def test_a_pause_that_takes_too_long_is_an_error_and_is_undone(engine: Engine) -
     running.result()
 
 
+def test_a_sleeping_engine_has_nothing_in_it_and_goes_on_when_it_wakes(engine: Engine, reference: Reference) -> None:
+    running = Running(engine, requests(2, lengths=[9], max_tokens=LONG))
+    engine.sleep(timeout_s=60)
+    assert [len(one.token_ids) for one in running.result()] == [LONG, LONG], "what was running came to its end"
+    asked = requests(4)
+    waiting = Running(engine, asked, begun=False)
+    busy_s = engine.stats()["busy_s"]
+    engine.sleep(timeout_s=60)
+    assert not waiting.done
+    assert engine.stats()["busy_s"] == busy_s
+    engine.wake()
+    assert log_prob_gap(reference, asked, waiting.result()) < TIGHT
+    engine.wake()
+    push(engine, reference.weights(1))
+    assert engine.version == 1
+
+
 def test_the_guard_passes_a_good_push_and_sees_a_zeroed_tensor(engine: Engine, reference: Reference) -> None:
     reference.train(seed=6, size=0.5)
     weights = reference.weights(1)

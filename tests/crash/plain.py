@@ -93,8 +93,10 @@ class NumpyEngine:
 
     def __init__(self) -> None:
         self.version, self._logits = -1, np.zeros(VOCABULARY, dtype=np.float32)
+        self.asleep = False
 
     def generate(self, requests: Sequence[Request], *, timeout_s: float, guard: bool = False) -> list[Completion]:
+        assert not self.asleep, "asked while the learner has the device"
         return [self._draw(request) for request in requests]
 
     def _draw(self, request: Request) -> Completion:
@@ -113,7 +115,14 @@ class NumpyEngine:
         assert in_flight is InFlight.FINISH
 
     def push(self, weights: WeightSet) -> None:
+        assert not self.asleep, "pushed to while the learner has the device"
         self.version, self._logits = weights.version, np.asarray(weights.tensors["logits"], dtype=np.float32)
+
+    def sleep(self) -> None:
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
 
     def probe(self, requests: Sequence[Request]) -> list[list[Completion]]:
         return [self.generate(requests, timeout_s=1.0, guard=True)]
@@ -175,6 +184,7 @@ class PlainRun:
         self.uuid = self._identity()
         self.owner = StoreOwner.open(folder / "store", uuid=self.uuid, config=config, source=self.source)
         self.learner, self.engine = NumpyLearner(), NumpyEngine()
+        self.engine.sleep()  # as where it shares the learner's device: the turns cost nothing where it does not
         self.acknowledged: list[tuple[str, int]] = []
         store = wrap("store", self.owner)
         publisher = Publisher(
@@ -193,6 +203,8 @@ class PlainRun:
             save_version=lambda weights: None,
             prune=lambda: None,
             evaluate=self._evaluate,
+            sleep=self.engine.sleep,
+            wake=self.engine.wake,
         )
         session = Session(role="learner", epoch=0, base_weights=base, fingerprint=dict(self.learner.fingerprint()))
         self.loop = UpdateLoop(ports, config=config, folder=folder, session=session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from configs.schema import RunConfig
 from contracts.errors import RunFolderError
-from contracts.records import Batch, Kind, Skip, Version
+from contracts.protocols import StepResult
+from contracts.records import Batch, Episode, Kind, Skip, Version
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
 
 WATCHED = {
@@ -147,6 +149,27 @@ def test_a_batch_that_fails_twice_is_skipped(tmp_path: Path) -> None:
     assert ledger.ended["skipped"] == 2
     assert 3 not in versions(run)
     assert {4, 5, 6} <= versions(run).keys()
+
+
+@pytest.mark.parametrize("failing", [[], [3]])
+def test_the_engine_sleeps_while_the_learner_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: list[int]
+) -> None:
+    """And is awake whenever it is asked, also after a batch that was skipped: the engine itself asserts that."""
+    run = PlainRun(tmp_path, config=plain_config())
+    run.learner.__init__(fail_on_steps=failing)  # type: ignore[misc]
+    compute, slept = run.learner.step, list[bool]()
+
+    def look(batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+        slept.append(run.engine.asleep)
+        return compute(batch, episodes)
+
+    monkeypatch.setattr(run.learner, "step", look)
+    run.go()
+    run.close()
+    assert slept == [True] * (run.config.steps + len(failing))
+    assert run.loop.step == run.config.steps
+    assert not run.engine.asleep
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
