@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.tenants import tenant
 from buffers.view import StoreView
 from configs.loader import load
+from configs.schema import RunConfig
 from contracts.errors import RunFolderError
 from contracts.protocols import InFlight, Learner, WeightSet
 from contracts.records import Evaluation, Served, Session, Version
@@ -23,7 +24,7 @@ def replay_run(
     return replaying.replay(
         view,
         folder=folder,
-        learner=learner_on_its_base(view, folder),
+        learner=learner_on_its_base(view, folder, config=load(folder / "config.yaml")),
         until=until,
         on_step=on_step,
     )
@@ -34,7 +35,7 @@ def rebuild_version(folder: Path, version: int | None) -> tuple[Learner, Version
     view = StoreView.open(folder / "store")
     if version is None:
         version = newest_served(view, folder)
-    learner = learner_on_its_base(view, folder)
+    learner = learner_on_its_base(view, folder, config=load(folder / "config.yaml"))
     made = replaying.rebuild(view, folder=folder, learner=learner, version=version)
     return learner, made
 
@@ -73,17 +74,17 @@ def version_weights(folder: Path, version: int) -> WeightSet:
 
     if version not in list_versions(folder / "versions"):
         return rebuild_version(folder, version)[0].weights(version)
-    if load(folder / "config.yaml").model.lora.rank:  # adapters, which mean nothing on another base
-        learner_on_its_base(StoreView.open(folder / "store"), folder)
+    config = load(folder / "config.yaml")
+    if config.model.lora.rank:  # adapters, which mean nothing on another base
+        learner_on_its_base(StoreView.open(folder / "store"), folder, config=config)
     return load_version(folder / "versions", version)
 
 
-def learner_on_its_base(view: StoreView, folder: Path) -> Learner:
+def learner_on_its_base(view: StoreView, folder: Path, *, config: RunConfig) -> Learner:
     """The run's learner. Adapters say nothing of the base that they belong to, so that is compared with the log's.
 
     Raises RunFolderError.
     """
-    config = load(folder / "config.yaml")
     learner = tenant(config).build_learner(folder)
     sessions = [one for _, one in view.decisions() if isinstance(one, Session) and one.role == "learner"]
     if config.model.lora.rank and sessions and sessions[-1].base_weights != learner.base_hash:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.offline import learner_on_its_base
 from actors.tenants import tenant
 from buffers.log.files import write_durably
 from buffers.view import StoreView
@@ -105,7 +106,7 @@ def _train(
         lines.append({"seed": step.seed, "step": step.step, **step.stats})
         on_step(step)
 
-    learner = tenant(config).build_learner(folder)
+    learner = learner_on_its_base(view, folder, config=config)
     try:
         steps = retraining.retrain(view, folder=folder, learner=learner, seed=seed, until=until, on_step=note)
     finally:
