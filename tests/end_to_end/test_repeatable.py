@@ -31,3 +31,14 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     replayed = ratchet("replay", str(second), "--json")
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(replayed.stdout)["equal"] == 4
+
+
+def test_taking_turns_on_one_device_gives_the_same_bits(tmp_path: Path) -> None:
+    """Colocated, engine and update worker share a bundle and sleep in turn: only who waits for whom is another."""
+    apart = Path(run_to_end(SYNC, root=tmp_path)["folder"])
+    together = Path(run_to_end({**SYNC, "cluster.mode": "colocated"}, root=tmp_path)["folder"])
+    assert hashes(apart) == hashes(together)
+    assert len(set(hashes(together).values())) > 2
+    ended = ratchet("resume", str(together), "--set", "steps=6", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["step"] == 6
