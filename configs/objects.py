@@ -31,9 +31,11 @@ def own_folder(run: Path) -> Path:
 
 def own_names(config: RunConfig) -> dict[str, str]:
     """Every key of the configuration that names a `module:object`, with that name."""
+    environment = config.environment
     keys = {
-        "environment.name": config.environment.name,
-        "environment.verifier": config.environment.verifier,
+        "environment.name": environment.name,
+        "environment.dataset": environment.dataset if environment.name == "openenv" else "",
+        "environment.verifier": environment.verifier,
         "learner.loss": config.learner.loss,
     }
     return {key: name for key, name in keys.items() if ":" in name}

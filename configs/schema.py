@@ -61,11 +61,12 @@ class Fields(Section):
 
 
 class Environment(Section):
-    """`name` says where items come from: `reasoning_gym`, `dataset` (a file of your own), or `module:object` from your
-    own folder, which is that of the configuration file."""
+    """`name` says where items come from: `reasoning_gym`; `dataset`, a file of your own; `module:object` from your own
+    folder, which is that of the configuration file; `openenv` or `verifiers`, environments of those packages."""
 
     name: str = "reasoning_gym"
-    dataset: str = "spell_backward"  # reasoning_gym: any of its data sets; dataset: a .jsonl or .parquet file
+    dataset: str = "spell_backward"  # a data set of reasoning_gym, a .jsonl or .parquet file, a class, a taskset
+    python: str | None = _free(None)  # the Python it runs in, if not ours; has numpy, pydantic, pyyaml, gymnasium
     parameters: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of the data set or the object
     fields: Fields = Fields()
     prompt: str = "{question}"  # {question} or any {field} of the item

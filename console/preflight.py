@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from configs.objects import own_names
 from configs.schema import RunConfig
 from console import task_folder
 from contracts.errors import ClusterError, ConfigError, RunFolderError
@@ -44,7 +43,7 @@ def _check_model(config: RunConfig) -> None:
 def _check_task(config: RunConfig, folder: Path) -> None:
     """The user's own task is made once, in a process of its own: its faults show in seconds, before Ray is up."""
     task_folder.needed(config, folder)
-    is_own = config.environment.name == "dataset" or own_names(config).keys() - {"learner.loss"}
+    is_own = config.environment.name != "reasoning_gym" or ":" in config.environment.verifier
     if config.control.id is not None or not is_own:
         return
     from environments.host import EnvironmentHost

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from contracts.protocols import Prompt, Verdict
 from contracts.records import StopReason
 from environments.text.dataset import Disjoint
 
+ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 600.0  # some data sets need minutes to make 20,000 items
 _END_GRACE_S = 5.0  # between the end of a child's output and its exit code
 _CHILD_GRACE_S = 20.0  # the child's own alarm is for the case that nobody is left to kill it
@@ -159,9 +161,12 @@ class _Child:
     """One process and the two pipes to it. Raises TimeoutError where it is silent, EOFError where it has ended."""
 
     def __init__(self, environment: Environment, seed: int, folder: Path | None) -> None:
-        path = [*sys.path, *([] if folder is None else [str(folder)])]  # what user code starts finds its modules too
+        own = [] if folder is None else [str(folder)]  # what user code starts finds its modules too
+        # Another Python brings its own packages: ours would hide them.
+        path = [*sys.path, *own] if environment.python is None else [str(ROOT), *own]
+        self._python = environment.python
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "environments.child"],
+            [_find_python(environment), "-m", "environments.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
@@ -191,9 +196,11 @@ class _Child:
             try:
                 self._answer = self.receive(timeout_s=START_TIMEOUT_S)
             except (EOFError, TimeoutError):
-                raise RatchetError(
-                    f"the environment's process did not start: code {self.stop(grace_s=_END_GRACE_S)}"
-                ) from None
+                found = f"the environment's process did not start: code {self.stop(grace_s=_END_GRACE_S)}"
+                if self._python is None:
+                    raise RatchetError(found) from None
+                todo = "the lines above say why; that Python needs numpy, pydantic, pyyaml and gymnasium"
+                raise UserError(f"environment.python: {self._python}", found, todo) from None
         return dict(_accepted(self._answer, "ready"))
 
     def send(self, message: dict[str, Any], *, timeout_s: float) -> None:
@@ -235,6 +242,16 @@ class _Child:
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
             raise TimeoutError("no answer in time")
+
+
+def _find_python(environment: Environment) -> str:
+    """The interpreter of the child. Raises UserError where it is not there."""
+    python = environment.python or sys.executable
+    found = shutil.which(python)
+    if found is None:
+        todo = "give the absolute path of a virtual environment's bin/python, or leave it out"
+        raise UserError(f"environment.python: {python}", "there is no such program", todo)
+    return found
 
 
 def _accepted(answer: dict[str, Any], key: str) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 from configs.schema import Environment
 from contracts.errors import UserError
 from environments.text.own import as_text
-from environments.text.sources import Entry, Verifier
+from environments.text.sources import Entry, Verifier, by_hash
 
 SUFFIXES = (".jsonl", ".parquet")
 HELD_OUT_WORDS = ("held_out", "test", "validation", "valid", "dev", "eval")  # data sets call them so
@@ -50,7 +50,7 @@ class FileSource:
 
     def entries(self, split: str) -> Iterator[Entry]:
         if self._fields.split is None:
-            return iter(sorted(self._entries, key=lambda entry: hashlib.sha256(entry["question"].encode()).digest()))
+            return iter(by_hash(self._entries))
         return (entry for entry in self._entries if entry["_split"] == split)
 
     def _json_lines(self, content: bytes) -> Iterator[tuple[str, Any]]:

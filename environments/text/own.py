@@ -59,10 +59,10 @@ class FunctionSource:
 
     def entries(self, split: str) -> Iterator[Entry]:
         place = f"{self._environment.name}({split!r}, {self._seed})"
-        rows = _called(lambda: iter(self._function(split, self._seed, **self._environment.parameters)), self._asked)
+        rows = called(lambda: iter(self._function(split, self._seed, **self._environment.parameters)), self._asked)
         number = 0
         while True:
-            row = _called(lambda: next(rows, None), self._asked)
+            row = called(lambda: next(rows, None), self._asked)
             if row is None:
                 return
             yield checked_entry(row, place=f"item {number} of {place}", asked=self._asked)
@@ -74,17 +74,20 @@ class GymSource:
 
     score_answer: Verifier | None = None
 
-    def __init__(self, make: Callable[..., TextGame], environment: Environment, *, seed: int, asked: str) -> None:
-        """Raises UserError where the environment cannot be made."""
+    def __init__(
+        self, make: Callable[..., TextGame], environment: Environment, *, seed: int, asked: str, code: str = ""
+    ) -> None:
+        """`code`: its hash; without one, that of `make`. Raises UserError where the environment cannot be made."""
         self._seed, self._asked = seed, asked
-        self.version = f"{environment.name} {code_hash(make)[:16]}"
-        self._game = _called(lambda: make(**environment.parameters), asked)
-        self.judge = GameJudge(self._game, code=code_hash(make))
+        code = code or code_hash(make)
+        self.version = f"{environment.label} {code[:16]}"
+        self._game = called(lambda: make(**environment.parameters), asked)
+        self.judge = GameJudge(self._game, code=code)
 
     def entries(self, split: str) -> Iterator[Entry]:
         start = first_seed(self._seed, split)
         for seed in range(start, start + SEEDS_PER_RUN):
-            shown = _called(partial(self._game.reset, seed=seed, options={"split": split}), self._asked)
+            shown = called(partial(self._game.reset, seed=seed, options={"split": split}), self._asked)
             if not (isinstance(shown, tuple) and len(shown) == 2 and isinstance(shown[1], Mapping)):
                 raise UserError(self._asked, f"reset() gave {shown!r:.200}.", "It must give (text, info).")
             row = {**shown[1], "question": shown[0], "answer": shown[1].get("answer")}
@@ -139,9 +142,12 @@ def as_text(value: Any, *, name: str, place: str, asked: str) -> str | None:
     return str(value)
 
 
-def _called(action: Callable[[], Any], asked: str) -> Any:
+def called(action: Callable[[], Any], asked: str) -> Any:
+    """What the user's own code gives. Raises UserError, naming the line, where it raises anything else."""
     try:
         return action()
+    except UserError:
+        raise
     except Exception as error:  # a named border: the user's own code
         last = traceback.extract_tb(error.__traceback__)[-1]
         found = f"Its code raised {type(error).__name__}: {error}."

@@ -8,11 +8,14 @@
 | reasoning_gym | `ReasoningGym`: any of its data sets |
 | dataset | files.py `FileSource`: rows of a JSONL or Parquet file |
 | module:object | own.py `FunctionSource`: a function that yields items; `GymSource`: a Gymnasium environment of text |
+| openenv | openenv.py: an environment of OpenEnv, played in this process |
+| verifiers | prime_verifiers.py: a taskset of the public package `verifiers` |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,7 +84,9 @@ def open_source(environment: Environment, *, seed: int, folder: Path | None) -> 
     Raises UserError.
     """
     from environments.text.files import FileSource
+    from environments.text.openenv import open_openenv
     from environments.text.own import open_own
+    from environments.text.prime_verifiers import VerifiersSource
 
     if environment.name == "reasoning_gym":
         return ReasoningGym(environment, seed=seed)
@@ -89,10 +94,14 @@ def open_source(environment: Environment, *, seed: int, folder: Path | None) -> 
         return FileSource(environment, folder=folder)
     if ":" in environment.name:
         return open_own(environment, seed=seed, folder=folder)
+    if environment.name == "openenv":
+        return open_openenv(environment, seed=seed, folder=folder)
+    if environment.name == "verifiers":
+        return VerifiersSource(environment)
     raise UserError(
         f"The environment {environment.name} was asked for (environment.name).",
         "There is none of that name.",
-        "Set it to reasoning_gym, dataset (a file), or module:object from your own folder.",
+        "Set it to reasoning_gym, dataset (a file), module:object from your own folder, openenv, or verifiers.",
     )
 
 
@@ -100,6 +109,11 @@ def first_seed(seed: int, split: str) -> int:
     """Where the seeds of a run's items begin: SEEDS_PER_RUN of them for each split, far from those of other runs."""
     start = seed % (HELD_OUT_FROM // SEEDS_PER_RUN) * SEEDS_PER_RUN
     return start if split == "train" else start + HELD_OUT_FROM
+
+
+def by_hash(entries: Iterable[Entry]) -> list[Entry]:
+    """In an order that hangs on the questions alone, so that the first ones can be held out."""
+    return sorted(entries, key=lambda entry: hashlib.sha256(entry["question"].encode()).digest())
 
 
 def fields_of(entry: Entry) -> dict[str, Any]:

@@ -165,6 +165,35 @@ def test_the_run_code_comes_back(cluster: Cluster) -> None:
     assert "there is no folder /no/such/model" in result.stdout
 
 
+def test_a_task_of_ones_own_travels_with_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    """Its folder is found on the cluster, the run keeps a copy, and other code is another job."""
+    ratchet = [sys.executable, "-m", "console.main"]
+    environment = {**cluster.environment(), "PYTHONPATH": str(ROOT)}
+    made = subprocess.run([*ratchet, "init", "mine"], cwd=tmp_path, env=environment, check=False)
+    assert made.returncode == 0
+    options = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    words = [*ratchet, "submit", str(tmp_path / "mine" / "run.yaml"), "--address", cluster.address]
+    words += ["--set", f"root={cluster.home / 'own'}", *options]
+    result = answer(words, env=environment, timeout_s=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (run,) = (cluster.home / "own").glob("mine-*")
+    assert (run / "task" / "task.py").read_text() == (tmp_path / "mine" / "task.py").read_text()
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    submitted = result.stderr.split("submitted ")[1].split()[0]
+
+    again = answer(words, env=environment, timeout_s=100)
+    assert f"attached to {submitted}" in again.stderr
+    (tmp_path / "mine" / "task.py").write_text("raise RuntimeError('another task')\n")
+    other = answer(words, env=environment, timeout_s=200)
+    assert other.returncode == 2, other.stdout + other.stderr
+    assert "submitted" in other.stderr
+    assert "another task" in other.stdout
+    (tmp_path / "mine" / "models.py").write_text("")
+    clash = answer(words, env=environment, timeout_s=ANSWER_S)
+    assert clash.returncode == 2
+    assert "has the name of a package of Ratchet's" in clash.stderr
+
+
 @pytest.mark.parametrize(
     ("token", "piece"), [("f" * 64, "it refuses our token"), ("", "it wants a token, and none was found")]
 )

@@ -17,7 +17,7 @@ from configs.schema import Environment
 from contracts.errors import RatchetError, UserError
 from contracts.protocols import Verdict
 from contracts.records import StopReason
-from environments.host import EnvironmentHost
+from environments.host import ROOT, EnvironmentHost
 
 SMALL = Environment(dataset="chain_sum", train_items=20, held_out_items=10)
 
@@ -238,6 +238,36 @@ def test_what_it_refuses_comes_back_as_it_was_said(update: dict[str, str], words
             with pytest.raises(UserError) as caught:
                 call()
             assert words in str(caught.value)
+
+
+def test_another_python_runs_it_without_our_packages(tmp_path: Path) -> None:
+    """A wrapper stands for it: what it is given of our search path is the project alone."""
+    python = tmp_path / "python"
+    packages = Path(pytest.__file__).parent.parent
+    python.write_text(
+        f'#!/bin/sh\nexport SEEN="$PYTHONPATH"\nPYTHONPATH="$PYTHONPATH:{packages}" exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "sees.py").write_text(
+        "import os\ndef path(answer, item):\n    return float(os.environ['SEEN'] == answer)\n"
+    )
+    update = {"verifier": "sees:path", "python": str(python)}
+    with EnvironmentHost(SMALL.model_copy(update=update), seed=0, folder=tmp_path) as host:
+        [verdict] = host.score([("train", 0, [f"{ROOT}:{tmp_path}"])])
+    assert verdict.reward == 1.0, verdict.detail
+
+
+def test_a_python_that_is_not_there_or_lacks_packages(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    with pytest.raises(UserError, match="there is no such program"):
+        EnvironmentHost(SMALL.model_copy(update={"python": str(tmp_path / "none")}), seed=0)
+    with (
+        EnvironmentHost(SMALL.model_copy(update={"python": str(bare)}), seed=0) as host,
+        pytest.raises(UserError, match="numpy, pydantic, pyyaml and gymnasium"),
+    ):
+        host.prompts("train", [0])
 
 
 def test_a_child_that_cannot_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
