@@ -86,8 +86,8 @@ def test_openenvs_own_echo_environment(tmp_path: Path) -> None:
 def test_a_taskset_of_the_package_verifiers(tmp_path: Path) -> None:
     """One that `vf-init` lays out, with tasks and rewards filled in."""
     python = make_python(tmp_path / "venv", "verifiers==0.4.0")
-    words = [python.with_name("vf-init"), "double-it-v1", "--path", str(tmp_path)]
-    subprocess.run(words, check=True, capture_output=True)
+    program = str(python.with_name("vf-init"))
+    subprocess.run([program, "double-it-v1", "--path", str(tmp_path)], check=True, capture_output=True)
     (tmp_path / "double_it_v1" / "double_it_v1" / "taskset.py").write_text(TASKSET)
     settings = Environment(
         name="verifiers",
