@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -184,7 +185,8 @@ class _Child:
             "folder": None if folder is None else str(folder),
             "start_s": START_TIMEOUT_S,
         }
-        self.send(start, timeout_s=START_TIMEOUT_S)
+        with suppress(EOFError):  # it has ended already: `ready` says so
+            self.send(start, timeout_s=START_TIMEOUT_S)
 
     @property
     def alive(self) -> bool:
