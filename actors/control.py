@@ -38,7 +38,7 @@ class ControlTenant:
 
         return TorchPolicyEngine(model_folder, self._config.engine, version=-1)
 
-    def build_learner(self, folder: Path) -> PpoLearner:
+    def build_learner(self, folder: Path, *, own_code: Path | None = None) -> PpoLearner:
         from learners.ppo import PpoLearner
 
         config = self._config

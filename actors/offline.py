@@ -80,12 +80,12 @@ def version_weights(folder: Path, version: int) -> WeightSet:
     return load_version(folder / "versions", version)
 
 
-def learner_on_its_base(view: StoreView, folder: Path, *, config: RunConfig) -> Learner:
+def learner_on_its_base(view: StoreView, folder: Path, *, config: RunConfig, own_code: Path | None = None) -> Learner:
     """The run's learner. Adapters say nothing of the base that they belong to, so that is compared with the log's.
 
-    Raises RunFolderError.
+    `own_code` as in actors.tenants.Tenant. Raises RunFolderError.
     """
-    learner = tenant(config).build_learner(folder)
+    learner = tenant(config).build_learner(folder, own_code=own_code)
     sessions = [one for _, one in view.decisions() if isinstance(one, Session) and one.role == "learner"]
     if config.model.lora.rank and sessions and sessions[-1].base_weights != learner.base_hash:
         raise RunFolderError(

@@ -8,7 +8,7 @@ Everything goes to OUT; the run's own folder is only read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from buffers.view import StoreView
 from configs.loader import compare, dump, load
 from configs.schema import RunConfig
 from contracts.protocols import InFlight
-from contracts.records import Evaluation, Version
+from contracts.records import Evaluation, Scalar, Version
 from loops import retrain as retraining
 from loops.replay import computed_batches
 from loops.retrain import BranchStep
@@ -35,6 +35,7 @@ class Branch:
     root_hash: str
     summary: dict[str, dict[str, float]]
     scores: dict[str, float]  # held out, of the last version; {} where the run was not evaluated
+    fingerprint: dict[str, Scalar] = field(default_factory=dict)  # what the branch's bits depend on
 
 
 def retrain_run(
@@ -106,7 +107,9 @@ def _train(
         lines.append({"seed": step.seed, "step": step.step, **step.stats})
         on_step(step)
 
-    learner = learner_on_its_base(view, folder, config=config)
+    # A loss that the run does not have is in the folder that the branch was asked for from, not in the run's copy.
+    is_new = config.learner.loss != load(folder / "config.yaml").learner.loss
+    learner = learner_on_its_base(view, folder, config=config, own_code=Path.cwd() if is_new else None)
     try:
         steps = retraining.retrain(view, folder=folder, learner=learner, seed=seed, until=until, on_step=note)
     finally:
@@ -118,6 +121,7 @@ def _train(
         root_hash=learner.root_hash(),
         summary=retraining.summarise(steps),
         scores={},
+        fingerprint=dict(learner.fingerprint()),
     )
 
 

@@ -46,8 +46,11 @@ class Tenant(Protocol):
         """The configured engine, loaded with the base model's weights."""
         ...
 
-    def build_learner(self, folder: Path) -> Learner:
-        """The configured learner on the run's base weights, with the threads that the configuration fixes."""
+    def build_learner(self, folder: Path, *, own_code: Path | None = None) -> Learner:
+        """The configured learner on the run's base weights, with the threads that the configuration fixes.
+
+        `own_code`: where a loss of the user's own is; None: in the run's copy of the user's folder.
+        """
         ...
 
     def build_publisher(self, learner: Any, fleet: Any) -> Publisher[Any, Any]:

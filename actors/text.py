@@ -48,7 +48,7 @@ class TextTenant:
 
         return TransformersEngine(model_folder, settings, version=-1, lora=lora)
 
-    def build_learner(self, folder: Path) -> PolicyGradientLearner:
+    def build_learner(self, folder: Path, *, own_code: Path | None = None) -> PolicyGradientLearner:
         from learners.policy_gradient import PolicyGradientLearner
 
         config = self._config
@@ -58,7 +58,7 @@ class TextTenant:
             seed=config.seed,
             temperature=config.engine.temperature,
             max_tokens=config.engine.max_tokens * config.environment.max_turns,
-            own_code=own_folder(folder),
+            own_code=own_code or own_folder(folder),
             lora=config.model.lora,
         )
 

@@ -52,6 +52,17 @@ def test_other_losses_on_a_recorded_run(tmp_path: Path) -> None:
     assert len({*ends["grpo"], *ends["rloo"]}) == 4
     assert load(tmp_path / "rloo" / "config.yaml").learner.formula() == FORMULAS["rloo"]
 
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "my_losses.py").write_text("def plain(log_probs, _, advantages, __):\n    return -advantages * log_probs\n")
+    own = ratchet(
+        "replay", str(run), "--set", "learner.loss=my_losses:plain", "--until", "2", "--out", "out", "--json", cwd=mine
+    )
+    assert own.returncode == 0, own.stderr
+    (branch,) = json.loads(own.stdout)["branches"]
+    assert branch["steps"] == 2
+    assert branch["fingerprint"]["loss"].startswith("my_losses:plain ")
+
     said = ratchet("replay", str(run), "--seeds", "1")
     assert said.returncode == 0, said.stderr
     assert "with the same settings" in said.stdout
