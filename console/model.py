@@ -10,6 +10,7 @@ import typer
 from configs.loader import load
 from configs.schema import ModelInit, RunConfig
 from console.run_folder import read_manifest, resolve
+from contracts.errors import UserError
 from contracts.records import Evaluation, Version
 
 app = typer.Typer(help="Make and export models.", no_args_is_help=True, rich_markup_mode=None)
@@ -55,6 +56,12 @@ def export(
     """A version as a folder that transformers loads, with a card; of a run with adapters, one that peft loads."""
     folder = resolve(run)
     config = load(folder / "config.yaml")
+    if config.control.id is not None:
+        raise UserError(
+            f"export a version of {folder.name}",
+            f"it is a control run: its policy for {config.control.id} is no language model",
+            f"read {folder / 'model' / 'policy.json'} and {folder / 'versions'} with models/actor_critic.py",
+        )
     from actors.offline import version_weights
     from buffers.view import StoreView
     from models.export import ModelCard, export_adapters, export_model
