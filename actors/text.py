@@ -17,6 +17,7 @@ from contracts.protocols import Completion, Engine, Fleet, InFlight, Request
 from contracts.records import Evaluation, IntArray
 from environments.host import EnvironmentHost
 from loops.evaluate import evaluate
+from loops.imitation import pairs_to_imitate
 from loops.publish import Publisher
 from loops.text import Policy, TextPlayer
 
@@ -126,14 +127,12 @@ def start_environment(config: RunConfig, folder: Path) -> EnvironmentHost:
 
 
 def warm_start_pairs(config: RunConfig, codec: TokenizerCodec, folder: Path) -> list[tuple[IntArray, IntArray]]:
-    """(prompt ids, completion ids) of all training items that supervised fine-tuning may show."""
-    indices = range(config.environment.train_items)
+    """(prompt ids, completion ids) that supervised fine-tuning is shown."""
+    settings = config.environment
     with start_environment(config, folder) as environment:
-        prompts, targets = environment.prompts("train", indices), environment.targets("train", indices)
-    return [
-        (codec.encode_prompt(prompt.text), codec.encode_completion(target))
-        for prompt, target in zip(prompts, targets, strict=True)
-    ]
+        return pairs_to_imitate(
+            environment, codec, num_items=settings.train_items, max_turns=settings.max_turns, seed=config.seed
+        )
 
 
 class TokenizerCodec:
