@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -210,11 +210,19 @@ def _sample(group: Sequence[Episode], tokenizer: Tokenizer) -> str:
     prompt = tokenizer.decode(group[0].steps[0].observation.astype(int).tolist(), skip_special_tokens=True)
     tries = []
     for episode in group[:NUM_COMPLETIONS]:
-        text = tokenizer.decode(episode.steps[0].action.astype(int).tolist(), skip_special_tokens=True)
+        text = " ".join(f"<code>{part}</code>" for part in _said(episode, tokenizer))
         reward = "none" if episode.reward is None else f"{episode.reward:.2f}"
         tone = {0.0: "zero", 1.0: "full"}.get(-1.0 if episode.reward is None else episode.reward, "")
-        tries.append(f'<div><span class="reward {tone}">{reward}</span><code>{escape(text)}</code></div>')
+        tries.append(f'<div><span class="reward {tone}">{reward}</span>{text}</div>')
     return f'<div class="sample"><p>{escape(prompt)}</p>{"".join(tries)}</div>'
+
+
+def _said(episode: Episode, tokenizer: Any) -> Iterator[str]:
+    """The episode's answers, and in italics the remarks between them."""
+    for number, step in enumerate(episode.steps):
+        shown = [(step.observation, "<i>{}</i>")] if number else []
+        for ids, form in (*shown, (step.action, "{}")):
+            yield form.format(escape(tokenizer.decode(ids.astype(int).tolist(), skip_special_tokens=True)))
 
 
 def _versions(versions: Sequence[Version]) -> str:
