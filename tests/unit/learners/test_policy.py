@@ -47,6 +47,25 @@ def plain_log_probs(folder: Path, samples: list[Sample], *, temperature: float) 
     return scores
 
 
+def test_of_several_turns_the_policys_own_tokens_are_scored_in_the_context_of_all(folder: Path) -> None:
+    """Against masks made by hand: what the environment said is read, and has no log-probability of its own."""
+    generator = np.random.default_rng(1)
+    masks = [[1, 1, 0, 0, 0, 1, 1, 1], [1, 0, 0, 1, 1, 0, 1], [1, 1, 1]]
+    prompt_ids = np.array([97, 98, 61], dtype=np.int32)
+    samples = [
+        Sample(
+            prompt_ids=prompt_ids,
+            completion_ids=generator.integers(0, 258, len(mask)).astype(np.int32),
+            acted=np.array(mask, dtype=np.bool_),
+        )
+        for mask in masks
+    ]
+    expected = plain_log_probs(folder, samples, temperature=1.0)
+    scores = PolicyModel(folder).score(samples, max_tokens=500, temperature=1.0)
+    for score, plain, mask in zip(scores, expected, masks, strict=True):
+        np.testing.assert_allclose(score, plain[np.array(mask) == 1], atol=2e-6)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_log_probs_are_the_plain_ones(folder: Path, attention: str, temperature: float) -> None:
