@@ -283,6 +283,12 @@ class RunConfig(Section):
                 f"engine.max_context_tokens {engine.context_tokens} has no room for a prompt of "
                 f"{engine.max_prompt_tokens} and a completion of {engine.max_tokens}"
             )
+        positions = self.model.init.max_positions
+        if self.model.path is None and self.control.id is None and engine.context_tokens > positions:
+            raise ValueError(
+                f"the engine may have {engine.context_tokens} tokens in a sequence, and model.init.max_positions is "
+                f"{positions}"
+            )
 
     def _check_colocated(self) -> None:
         if self.cluster.mode != "colocated":

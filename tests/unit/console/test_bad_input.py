@@ -49,6 +49,7 @@ def assert_refused(answer: subprocess.CompletedProcess[str], *pieces: str) -> No
         (["environment.name=nowhere:items"], ["environment nowhere:items", "No module named 'nowhere'", "nowhere.py"]),
         (["environment.verifier=no:where"], ["verifier no:where", "No module named 'no'"]),
         (["environment.max_turns=2"], ["environment.max_turns is 2", "engine.max_context_tokens"]),
+        (["engine.max_tokens=60"], ["76 tokens in a sequence", "model.init.max_positions is 64"]),
         (["engine.max_context_tokens=20"], ["engine.max_context_tokens 20 has no room"]),
         (["root=/proc/ratchet"], ["/proc/ratchet", "cannot be written"]),
         ([f"root={QUICKSTART}/runs"], ["is a file"]),
