@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.intervals import bootstrap, paired_difference
+from evaluation.intervals import bootstrap, bootstrap_seeds, paired_difference
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
@@ -49,3 +49,14 @@ def test_unknown_values_are_left_out() -> None:
     assert bootstrap(np.array([0.5, np.nan, 0.25])) == bootstrap(np.array([0.5, 0.25]))
     one = bootstrap(np.array([0.3]))
     assert (one.low, one.mean, one.high) == (0.3, 0.3, 0.3)
+
+
+def test_seeds_and_items_both_widen_the_interval() -> None:
+    scores = np.array([0.48, 0.5, 0.52])
+    seeds, items = bootstrap_seeds(scores, item_error=0.0), bootstrap_seeds(np.full(3, 0.5), item_error=0.02)
+    both = bootstrap_seeds(scores, item_error=0.02)
+    assert seeds.mean == items.mean == both.mean == pytest.approx(0.5)
+    assert (seeds.low, seeds.high) == pytest.approx((0.48, 0.52), abs=0.002)
+    assert (items.low, items.high) == pytest.approx((0.5 - 1.96 * 0.02, 0.5 + 1.96 * 0.02), abs=0.004)
+    assert both.high - both.low > max(seeds.high - seeds.low, items.high - items.low)
+    assert bootstrap_seeds(np.full(3, 0.5), item_error=0.0) == bootstrap_seeds(np.array([0.5]), item_error=0.0)
