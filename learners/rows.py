@@ -49,9 +49,9 @@ def read_rows(
 ) -> Rows:
     """Raises LearnerError where batch and episodes do not fit, or a reward or an action is missing.
 
-    Rows without gradient (every advantage exactly 0, no KL term in the loss) are left out of the computation
-    (`skip_zero_spread`), and still counted by the normalisers. Under dynamic sampling a group without spread counts
-    nowhere: a batch cut for it has none, one from a log that was recorded without it gets smaller.
+    Rows without gradient (every advantage exactly 0, no KL term in the loss, no loss of the user's own) are left out of
+    the computation (`skip_zero_spread`), and still counted by the normalisers. Under dynamic sampling a group without
+    spread counts nowhere: a batch cut for it has none, one from a log that was recorded without it gets smaller.
     `log_ratios` gives log π - log π_reference of each sample's acted tokens, where the KL term is in the reward.
     """
     formula = settings.formula()
@@ -78,26 +78,20 @@ def read_rows(
     weights_N *= np.asarray([row.weight for row in batch.rows])
 
     used_N = counted_N.copy()
-    if settings.skip_zero_spread and (settings.kl_coefficient == 0.0 or formula.kl_in == "reward"):
+    if settings.skip_zero_spread and not _has_other_gradient(settings):
         used_N &= np.asarray([bool(one.any()) for one in advantages])
     used = np.flatnonzero(used_N)
+    stats = _stats(rewards_N, groups_N, spread_N, lengths_N)
+    stats["advantage_std"] = float(np.std([one.mean() for one in advantages]))
+    if log_ratios is not None:
+        stats["kl_reference"] = float(np.concatenate(gaps).mean())
     return Rows(
         samples=tuple(samples[place] for place in used),
         behaviours=tuple(behaviours[place] for place in used),
         advantages=tuple(advantages[place] for place in used),
         token_weights_M=weights_N[used],
         cuts=_cuts(batch, used_N),
-        stats={
-            "reward_mean": float(rewards_N.mean()),
-            "reward_std": float(rewards_N.std()),
-            "advantage_std": float(np.std([one.mean() for one in advantages])),
-            "zero_spread_groups": float(len(np.unique(groups_N[~spread_N]))),
-            "groups": float(len(np.unique(groups_N))),
-            "episodes": float(len(episodes)),
-            "tokens": float(lengths_N.sum()),
-            "completion_tokens_mean": float(lengths_N.mean()),
-            **({} if log_ratios is None else {"kl_reference": float(np.concatenate(gaps).mean())}),
-        },
+        stats=stats,
     )
 
 
@@ -132,6 +126,25 @@ def _rewards(batch: Batch, episodes: Sequence[Episode]) -> Float64Array:
             raise LearnerError(f"{where}: a step has no action, or another number of log-probs than tokens")
         rewards.append(episode.reward)
     return np.asarray(rewards, dtype=np.float64)
+
+
+def _has_other_gradient(settings: Settings) -> bool:
+    """Whether a row may have a gradient though its advantage is 0."""
+    return ":" in settings.loss or (settings.kl_coefficient > 0.0 and settings.formula().kl_in == "loss")
+
+
+def _stats(
+    rewards_N: Float64Array, groups_N: NDArray[np.int64], spread_N: NDArray[np.bool_], lengths_N: NDArray[np.int64]
+) -> dict[str, float]:
+    return {
+        "reward_mean": float(rewards_N.mean()),
+        "reward_std": float(rewards_N.std()),
+        "zero_spread_groups": float(len(np.unique(groups_N[~spread_N]))),
+        "groups": float(len(np.unique(groups_N))),
+        "episodes": float(len(rewards_N)),
+        "tokens": float(lengths_N.sum()),
+        "completion_tokens_mean": float(lengths_N.mean()),
+    }
 
 
 def _has_spread(rewards_N: Float64Array, groups_N: NDArray[np.int64]) -> NDArray[np.bool_]:

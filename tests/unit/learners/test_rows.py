@@ -35,6 +35,8 @@ def test_rows_without_advantage_are_left_out_and_still_counted() -> None:
 def test_with_a_kl_term_every_row_has_a_gradient() -> None:
     batch, episodes = make_batch([[1, 0], [0.5, 0.5]])
     assert len(read(batch, episodes, kl_coefficient=0.1).samples) == 4
+    assert len(read(batch, episodes, loss="mine:loss").samples) == 4  # what it does there is not known
+    assert len(read(batch, episodes, loss="rloo", kl_coefficient=0.1).samples) == 2  # in the reward: part of advantages
 
 
 def test_under_dynamic_sampling_a_group_without_spread_counts_nowhere() -> None:
