@@ -7,17 +7,39 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from console.main import app
 from tests.unit.house.guard import ROOT
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 
 
-def ratchet(*words: str, cwd: Path, limits: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ratchet(*words: str, cwd: Path) -> Answer:
+    """What the command says, in this process: where nothing may be loaded or started, a process of its own shows no
+    more. Raises what the command lets through."""
+    with chdir(cwd):
+        result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(returncode=result.exit_code, stdout=result.stdout, stderr=result.stderr)
+
+
+def ratchet_process(*words: str, cwd: Path, limits: Callable[[], None] | None = None) -> Answer:
+    """What it says as a user starts it."""
+    done = subprocess.run(
         [sys.executable, "-m", "console.main", *words],
         cwd=cwd,
         check=False,
@@ -27,9 +49,10 @@ def ratchet(*words: str, cwd: Path, limits: Callable[[], None] | None = None) ->
         preexec_fn=limits,
         timeout=50,
     )
+    return Answer(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def assert_refused(answer: subprocess.CompletedProcess[str], *pieces: str) -> None:
+def assert_refused(answer: Answer, *pieces: str) -> None:
     assert answer.returncode == 2, answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
@@ -68,7 +91,9 @@ def test_run_refuses_a_shell_that_limits_file_sizes(tmp_path: Path) -> None:
     def limits() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
-    assert_refused(ratchet("run", QUICKSTART, cwd=tmp_path, limits=limits), "limits files to 1 MiB", "ulimit -f")
+    assert_refused(
+        ratchet_process("run", QUICKSTART, cwd=tmp_path, limits=limits), "limits files to 1 MiB", "ulimit -f"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,6 +130,7 @@ def test_run_refuses_a_model_folder_without_a_model(tmp_path: Path) -> None:
         ["stop", "latest"],
         ["replay", "latest"],
         ["evaluate", "latest"],
+        ["trace", "latest"],
         ["model", "export", "latest", "--version", "1", "--out", "out"],
         ["snapshot", "list", "latest"],
         ["snapshot", "create", "latest", "--name", "one"],
@@ -116,19 +142,24 @@ def test_commands_refuse_a_run_that_is_not_there(tmp_path: Path, words: list[str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
+    words = ["status", "latest"]
+    assert ratchet_process(*words, cwd=tmp_path) == ratchet(*words, cwd=tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     assert_refused(ratchet("status", "photos", cwd=tmp_path), "no readable manifest.json")
 
 
 def test_submit_refuses_a_cluster_that_is_not_there(tmp_path: Path) -> None:
-    answer = ratchet("submit", QUICKSTART, "--address", "127.0.0.1:1", cwd=tmp_path)
+    answer = ratchet_process("submit", QUICKSTART, "--address", "127.0.0.1:1", cwd=tmp_path)
     assert_refused(answer, "the Ray cluster at http://127.0.0.1:1", "nothing answers there")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
-    answer = ratchet("rnu", cwd=tmp_path)
+    answer = ratchet_process("rnu", cwd=tmp_path)
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     assert "No such command 'rnu'" in answer.stderr
