@@ -26,15 +26,18 @@ import pytest
 HEAVY = frozenset({"slow", "vllm", "ray", "cluster"})
 HEAVY_TIMEOUT_S = 600.0
 
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+# `scripts/test --all` asks for the second: pytest --hypothesis-profile=whole.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("whole", deadline=None, derandomize=True, max_examples=500)
 hypothesis.settings.load_profile("house")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start engines or clusters get ten minutes, unless they say otherwise."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that start engines or clusters, or draw many examples, get ten minutes, unless they say otherwise."""
+    whole = config.getoption("--hypothesis-profile") == "whole"
     for item in items:
         markers = {mark.name for mark in item.iter_markers()}
-        if markers & HEAVY and "timeout" not in markers:
+        if (whole or markers & HEAVY) and "timeout" not in markers:
             item.add_marker(pytest.mark.timeout(HEAVY_TIMEOUT_S))
 
 

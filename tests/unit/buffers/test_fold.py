@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buffers.fold import Fold, leases_of
@@ -205,7 +205,6 @@ def _act(history: History, action: str, draw: st.DrawFn) -> None:  # noqa: C901 
         history.add_control(Session(role=draw(st.sampled_from(["owner", "learner"])), epoch=1))
 
 
-@settings(max_examples=200)
 @given(histories(), st.data())
 def test_every_interleaving_gives_the_same_state_and_every_prefix_balances(
     history: History, data: st.DataObject
@@ -226,7 +225,6 @@ def test_every_interleaving_gives_the_same_state_and_every_prefix_balances(
     assert fold == history.fold
 
 
-@settings(max_examples=100)
 @given(histories())
 def test_the_sums_are_those_of_the_groups(history: History) -> None:
     fold, ledger = history.fold, history.fold.ledger()

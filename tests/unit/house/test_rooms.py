@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,21 @@ def python_files() -> Iterator[Path]:
             yield from top.rglob("*.py")
 
 
-def importers(module: str) -> set[str]:
-    """Files under the project that import a top-level module, anywhere in them."""
-    found = set()
+@cache
+def imports() -> Mapping[str, frozenset[str]]:
+    """What each file under the project imports, anywhere in it."""
+    found = {}
     for file in python_files():
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names.append(node.module)
-            if any(name.partition(".")[0] == module for name in names):
-                found.add(str(file.relative_to(ROOT)))
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        found[str(file.relative_to(ROOT))] = frozenset(names)
     return found
+
+
+def importers(module: str) -> set[str]:
+    """Files under the project that import a top-level module."""
+    return {file for file, names in imports().items() if any(name.partition(".")[0] == module for name in names)}
 
 
 def test_no_python_file_is_longer_than_the_limit() -> None:
