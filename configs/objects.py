@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -82,7 +83,9 @@ def _import(name: str, home: Path, *, asked: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except Exception as error:
-        found = f"Importing {name} failed: {type(error).__name__}: {error}."
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if str(home) in one.filename]
+        line = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        found = f"Importing {name} failed: {type(error).__name__}: {error}{line}."
         raise UserError(asked, found, f"See that {_file_of(name, home)} is there and imports by itself.") from error
     own, taken = _file_of(name, home), getattr(module, "__file__", None)
     if own.exists() and (taken is None or Path(taken).resolve() != own):

@@ -50,7 +50,7 @@ def test_without_a_folder_it_is_the_working_directory(folder: Path, monkeypatch:
         ("mine:", "not of the form", "my_module:my_name"),
         ("mine:a.b", "not of the form", "my_module:my_name"),
         ("nowhere_at_all:short", "No module named 'nowhere_at_all'", "nowhere_at_all.py"),
-        ("broken_one:short", "Importing broken_one failed: ZeroDivisionError", "broken_one.py"),
+        ("broken_one:short", "ZeroDivisionError: division by zero (broken_one.py, line 1)", "broken_one.py"),
         ("mine:digits", "mine has digits, which cannot be called", "It has: first, Second."),
         ("mine:third", "mine has no third", "It has: first, Second."),
         ("math:third", "The name math already means", "math.py another name"),
