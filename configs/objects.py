@@ -2,8 +2,9 @@
 
     loss = load_object("my_losses:cispo", asked="The policy loss my_losses:cispo was asked for (learner.loss).")
 
-The folder is put at the end of Python's search path, so that a `models.py` there never takes the place of a package of
-Ratchet's; where another module of that name comes first, the error says so.
+The folder comes after Python's and Ratchet's own folders on the search path, so that a `models.py` there never takes
+their place, and before every other one: a run reads its own copy of the user's folder, not the working directory. Where
+another module of that name comes first all the same, the error says so.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def code_hash(*functions: Callable[..., Any]) -> str:
 
 def _import(name: str, home: Path, *, asked: str) -> ModuleType:
     if str(home) not in sys.path:
-        sys.path.append(str(home))
+        sys.path.insert(next((n for n, entry in enumerate(sys.path) if _is_foreign(entry)), len(sys.path)), str(home))
     importlib.invalidate_caches()  # the file may be younger than Python's last look into the folder
     try:
         module = importlib.import_module(name)
@@ -92,6 +93,13 @@ def _import(name: str, home: Path, *, asked: str) -> ModuleType:
         found = f"The name {name} already means {taken or 'a module of Python itself'}."
         raise UserError(asked, found, f"Give {own} another name.")
     return module
+
+
+def _is_foreign(entry: str) -> bool:
+    """Whether a folder of the search path is neither Python's nor Ratchet's ("" is the working directory)."""
+    path = Path(entry or ".").resolve()
+    inside = any(path.is_relative_to(Path(prefix).resolve()) for prefix in (sys.prefix, sys.base_prefix))
+    return not inside and path != Path(__file__).resolve().parents[1]
 
 
 def _file_of(name: str, home: Path) -> Path:

@@ -12,8 +12,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 TINY: Mapping[str, object] = {
     "steps": 4,
-    "warm_start.steps": 40,
-    "warm_start.batch_size": 32,
+    "warm_start.steps": 60,  # with the next three: about half of a completion is right, so that groups have a spread
+    "warm_start.batch_size": 64,
+    "warm_start.learning_rate": 1e-2,
+    "environment.parameters": "{min_word_len: 3, max_word_len: 3}",
     "engine.backend": "transformers",
     "learner.groups_per_step": 4,
     "learner.group_size": 4,

@@ -42,6 +42,17 @@ def test_without_a_folder_it_is_the_working_directory(folder: Path, monkeypatch:
     assert load_object("beside_me:one", asked=ASKED)() == 1
 
 
+def test_the_folder_comes_before_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = folder / "copy"
+    copy.mkdir()
+    for place in (folder, copy):
+        (place / "main_part.py").write_text("from helping_part import which\ndef one():\n    return which\n")
+        (place / "helping_part.py").write_text(f"which = {place.name!r}\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    assert load_object("main_part:one", asked=ASKED, folder=copy)() == "copy"
+
+
 @pytest.mark.parametrize(
     ("name", "found", "todo"),
     [
