@@ -41,7 +41,7 @@ def test_a_loss_of_ones_own(home: Path) -> None:
 
 
 def test_what_is_no_loss_ends_the_run_in_one_message(home: Path) -> None:
-    (home / "losses_of_mine.py").write_text(LOSS.replace("log_probs\n", "log_probs.mean()\n"))
+    (home / "losses_of_mine.py").write_text(LOSS.replace("-advantages * log_probs", "-(advantages * log_probs).mean()"))
     settings = {**TINY, "learner.loss": "losses_of_mine:plain", "root": home / "runs"}
     answer = ratchet("run", "mine.yaml", *options(settings), cwd=home)
     assert answer.returncode == 2, answer.stderr
