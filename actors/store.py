@@ -31,8 +31,10 @@ class StoreActor(Process):
         return self._owner.attach(producer)
 
     @group("data")
-    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
-        return self._owner.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
+    def lease(
+        self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1, wait_s: float = 0.0
+    ) -> list[Lease]:
+        return self._owner.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world, wait_s=wait_s)
 
     @group("data")
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
@@ -43,8 +45,8 @@ class StoreActor(Process):
         return self._owner.open_session(record)
 
     @group("data")
-    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
-        return self._owner.append_batch(request)
+    def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
+        return self._owner.append_batch(request, wait_s=wait_s)
 
     @group("data")
     def read(self, lsns: Sequence[int]) -> list[Episode]:

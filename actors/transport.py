@@ -36,9 +36,11 @@ class StoreClient:
     def attach(self, producer: str) -> int:
         return int(wait_for(self._actor.attach.remote(producer), timeout_s=CALL_S))
 
-    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
-        call = self._actor.lease.remote(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
-        leases: list[Lease] = wait_for(call, timeout_s=CALL_S)
+    def lease(
+        self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1, wait_s: float = 0.0
+    ) -> list[Lease]:
+        call = self._actor.lease.remote(producer, epoch, max_tasks=max_tasks, rank=rank, world=world, wait_s=wait_s)
+        leases: list[Lease] = wait_for(call, timeout_s=CALL_S + wait_s)
         return leases
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
@@ -48,8 +50,9 @@ class StoreClient:
     def open_session(self, record: ControlRecord) -> int:
         return int(wait_for(self._actor.open_session.remote(record), timeout_s=CALL_S))
 
-    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
-        batch: tuple[int, Batch] | None = wait_for(self._actor.append_batch.remote(request), timeout_s=CALL_S)
+    def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
+        call = self._actor.append_batch.remote(request, wait_s=wait_s)
+        batch: tuple[int, Batch] | None = wait_for(call, timeout_s=CALL_S + wait_s)
         return batch
 
     def read(self, lsns: Sequence[int]) -> list[Episode]:

@@ -27,7 +27,9 @@ def peer_python(name: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(lock)]
         if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"{lock} could not be installed; pip's words are above. On another platform than Linux "
-                             "on x86_64 its hashes do not fit.")
+            raise SystemExit(
+                f"{lock} could not be installed; pip's words are above. On another platform than Linux "
+                "on x86_64 its hashes do not fit."
+            )
         whole.touch()
     return python

@@ -101,8 +101,12 @@ class StoreOwner:
     def attach(self, producer: str) -> int:
         return self._dispenser.attach(producer)
 
-    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
-        return self._dispenser.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world)
+    def lease(
+        self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1, wait_s: float = 0.0
+    ) -> list[Lease]:
+        return self._state.ask_until(
+            lambda: self._dispenser.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world), wait_s=wait_s
+        )
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         return self._intake.append(episodes)
@@ -115,8 +119,8 @@ class StoreOwner:
     def open_session(self, record: ControlRecord) -> int:
         return self._decider.open_session(record)
 
-    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
-        return self._decider.append_batch(request)
+    def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
+        return self._state.ask_until(lambda: self._decider.append_batch(request), wait_s=wait_s)
 
     def decide(self, record: ControlRecord, session: int) -> int:
         return self._decider.decide(record, session)

@@ -11,6 +11,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from threading import BoundedSemaphore, Condition
+from typing import TypeVar
 
 from buffers.fold import Fold
 from buffers.groups import Group, Stage
@@ -24,6 +26,10 @@ from contracts.errors import FencedError
 from contracts.records import Batch, Closed, Disposition, Record
 
 Due = dict[tuple[Disposition, str], list[int]]  # (how, why) → leases that end outside a batch
+
+MAX_WAITING = 8  # callers at once: each holds a thread of its server, and those who append must never lack one
+
+T = TypeVar("T")
 
 TIMED_OUT = "the lease timed out, or its holder attached again"
 CANNOT_GO_ON = "its holder is gone, and what there is of it is on another branch or too old"
@@ -46,6 +52,10 @@ class StoreState:
         self.epochs: dict[str, int] = {}  # producer → its epoch
         self.reserved: set[int] = set()  # positions whose TASK is on its way into the log
         self.ending: dict[int, Future[list[int]]] = {}  # leases whose CLOSED or BATCH is on its way
+        self._changed = Condition(self.lock)  # something was applied, or the store closes
+        self._num_changes = 0
+        self._closed = False
+        self._places_to_wait = BoundedSemaphore(MAX_WAITING)
 
     def _apply_data(self, lsn: int, record: Record) -> None:
         self.fold.apply(lsn, record)
@@ -54,21 +64,45 @@ class StoreState:
     def finish(self, future: Future[list[int]]) -> list[int]:
         """Wait until an append is safe and let the fold take in all that is; the append's LSNs."""
         error = future.exception()
-        with self.lock:
-            self.data.drain()
-            self.control.drain()
+        self._drain()
         self.index.wake()
         if error is not None:
             raise error
         return future.result()
 
+    def ask_until(self, ask: Callable[[], T], *, wait_s: float) -> T:
+        """What `ask` gives; an empty answer is asked for again after each change, until `wait_s` is over."""
+        deadline = time.monotonic() + wait_s
+        seen = self._num_changes
+        answer = ask()
+        if answer or wait_s <= 0 or not self._places_to_wait.acquire(blocking=False):
+            return answer
+        try:
+            while not answer and (left := deadline - time.monotonic()) > 0:
+                with self._changed:
+                    while self._num_changes == seen and not self._closed and self._changed.wait(left):
+                        continue
+                    seen = self._num_changes
+                if self._closed:
+                    return answer
+                answer = ask()
+            return answer
+        finally:
+            self._places_to_wait.release()
+
     def close(self) -> None:
         """Sync and close both logs; what was on its way is answered. Idempotent."""
+        self._closed = True
         self.data.writer.close()
         self.control.writer.close()
-        with self.lock:
+        self._drain()
+
+    def _drain(self) -> None:
+        with self._changed:
             self.data.drain()
             self.control.drain()
+            self._num_changes += 1
+            self._changed.notify_all()
 
     def check_producer_locked(self, producer: str, epoch: int) -> None:
         """Raises FencedError where `epoch` is not the producer's newest with this owner."""

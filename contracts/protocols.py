@@ -247,8 +247,13 @@ class Store(Protocol):
         """A new producer epoch for `producer`; what an older epoch of it still holds is abandoned."""
         ...
 
-    def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1) -> list[Lease]:
-        """Tasks to try now; empty while admission is closed. With world > 1 in `sync` mode, the share of `rank`."""
+    def lease(
+        self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1, wait_s: float = 0.0
+    ) -> list[Lease]:
+        """Tasks to try now; empty where admission stays closed for `wait_s`, or sooner while many wait already.
+
+        With world > 1 in `sync` mode, the share of `rank`.
+        """
         ...
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
@@ -259,8 +264,8 @@ class Store(Protocol):
         """Append a SESSION: its LSN fences every older session of the same role."""
         ...
 
-    def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
-        """Cut the next batch, or None while fewer than `num_groups` groups are ready."""
+    def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
+        """Cut the next batch, or None where fewer than `num_groups` groups are ready; `wait_s` as for `lease`."""
         ...
 
     def read(self, lsns: Sequence[int]) -> list[Episode]: ...

@@ -24,6 +24,7 @@ from configs.schema import Lora
 from contracts.errors import EngineError
 from contracts.protocols import Completion, InFlight, Request, WeightSet
 from contracts.records import Span, StopReason
+from inference.kv_cache import ATTENTION, BlockCache, make_cache
 from inference.requests import failed_completion, is_servable
 from inference.sampling import RowSampler
 from inference.weights import check_weights, network_tensors
@@ -183,7 +184,7 @@ class _Unit:
         self._step = 0
         self._spans: list[Span] = []
         self._cache: Any = None
-        self._mask_BP: torch.Tensor = torch.empty(0)
+        self._mask_BP = self._position_B1 = torch.empty(0)  # set by the prompt
 
     @property
     def done(self) -> bool:
@@ -235,34 +236,52 @@ class _Unit:
             input_ids=torch.from_numpy(ids_UP).to(self._device),
             attention_mask=mask,
             position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=make_cache(model),
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache, self._mask_BP = output.past_key_values, mask[place_B]
+        self._cache = output.past_key_values
         if len(places) < len(prompts):
             self._cache.batch_select_indices(place_B)
+        self._mask_BP = mask[place_B]
+        self._position_B1 = self._mask_BP.sum(dim=1, keepdim=True)
         return output.logits[place_B, -1]  # type: ignore[no-any-return]
 
     def _extend(self, model: Any) -> torch.Tensor:
-        token_B1 = self._tokens_BT[self._rows, self._step - 1][:, None]
-        position_B1 = self._mask_BP.sum(dim=1, keepdim=True)
-        self._mask_BP = torch.cat([self._mask_BP, torch.ones_like(position_B1)], dim=1)
         output = model(
-            input_ids=token_B1,
-            attention_mask=self._mask_BP,
-            position_ids=position_B1,
+            input_ids=self._tokens_BT[self._rows, self._step - 1][:, None],
+            attention_mask=self._next_mask(),
+            position_ids=self._position_B1,
             past_key_values=self._cache,
             use_cache=True,
         )
+        self._position_B1 = self._position_B1 + 1
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
+    def _next_mask(self) -> torch.Tensor:
+        """What the next token may look at: padding and, in a BlockCache, room that is not written yet are hidden."""
+        self._mask_BP = torch.cat([self._mask_BP, torch.ones_like(self._position_B1)], dim=1)
+        if not isinstance(self._cache, BlockCache):
+            return self._mask_BP
+        rows, seen = self._mask_BP.shape
+        hidden = torch.full((rows, 1, 1, self._cache.make_room(1)), -torch.inf, device=self._device)
+        hidden[:, 0, 0, :seen].masked_fill_(self._mask_BP.bool(), 0.0)
+        return hidden
+
     def _drop_finished(self) -> None:
-        """Copying the cache costs about a step: worth it once half of the rows are idle."""
-        live = int(self._live.sum())
-        if 0 < live <= len(self._rows) // 2:
-            kept = self._live.nonzero()[:, 0]
-            self._cache.batch_select_indices(kept)
-            self._mask_BP, self._rows, self._live = self._mask_BP[kept], self._rows[kept], self._live[kept]
+        """Live rows from the end take the places of finished ones, so that no more is copied than has ended.
+
+        A cache of the library's own is copied whole, about a step's cost: worth it once half of the rows are idle.
+        """
+        num_live, num_rows = int(self._live.sum()), len(self._rows)
+        if not 0 < num_live < (num_rows if isinstance(self._cache, BlockCache) else num_rows // 2 + 1):
+            return
+        order = torch.arange(num_live, device=self._device)
+        holes, movers = ~self._live[:num_live], self._live[num_live:]
+        order[holes] = num_live + movers.nonzero()[:, 0]
+        self._cache.batch_select_indices(order)
+        self._rows, self._live = self._rows[order], self._live[order]
+        self._position_B1, self._mask_BP = self._position_B1[order], self._mask_BP[order]
 
 
 def _load_model(folder: Path, settings: EngineSettings) -> Any:
@@ -272,7 +291,7 @@ def _load_model(folder: Path, settings: EngineSettings) -> Any:
     logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, settings.dtype), attn_implementation="sdpa", local_files_only=True
+            folder, dtype=getattr(torch, settings.dtype), attn_implementation=ATTENTION, local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise EngineError(f"no model could be loaded from {folder}: {error}") from error

@@ -12,6 +12,7 @@ from contracts.protocols import Store
 from contracts.records import Ack, Episode, Lease
 from telemetry.spans import begin, span
 
+WAIT_S = 0.5  # how long the store may wait for a task to hand out; a slot that is told to stop notices after it
 IDLE_FIRST_S, IDLE_MOST_S = 0.002, 0.05  # how long an empty-handed slot waits before it asks again
 
 
@@ -61,20 +62,25 @@ class RolloutSlot:
         self._epoch = self._store.attach(self._place.producer)
         idle_s = IDLE_FIRST_S
         while not stop.is_set():
-            if self.turn():
+            if self.turn(wait_s=WAIT_S):
                 idle_s = IDLE_FIRST_S
             else:
                 stop.wait(idle_s)
                 idle_s = min(idle_s * 2, IDLE_MOST_S)
 
-    def turn(self) -> int:
-        """One round; the number of episodes appended (0: nothing was handed out)."""
+    def turn(self, *, wait_s: float = 0.0) -> int:
+        """One round; the number of episodes appended (0: nothing was handed out for `wait_s`)."""
         if self._epoch < 0:
             self._epoch = self._store.attach(self._place.producer)
         place = self._place
         self._end_wait = self._end_wait or begin("lease")
         leases = self._store.lease(
-            place.producer, self._epoch, max_tasks=self._player.capacity, rank=place.rank, world=place.world
+            place.producer,
+            self._epoch,
+            max_tasks=self._player.capacity,
+            rank=place.rank,
+            world=place.world,
+            wait_s=wait_s,
         )
         if not leases:
             return 0

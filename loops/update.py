@@ -39,7 +39,8 @@ from loops.tasks import derive_seed
 from telemetry.spans import span
 
 log = logging.getLogger(__name__)
-IDLE_S = 0.005  # between two looks at a queue that is not full yet
+WAIT_S = 0.5  # how long the store may wait for a full queue; a loop that is told to stop notices after it
+IDLE_S = 0.005  # between two such calls
 FAILURES_TO_SKIP = 2
 BRANCH = 0  # roll-back and rewind, which open further branches, are not built yet
 
@@ -222,9 +223,9 @@ class UpdateLoop:
         while self._at.step < self._config.steps and not stop.is_set():
             request = self._batch_request()
             with self._part("wait", step=request.step):
-                got = self._ports.store.append_batch(request)
+                got = self._ports.store.append_batch(request, wait_s=WAIT_S)
                 while got is None and not stop.wait(IDLE_S):
-                    got = self._ports.store.append_batch(request)
+                    got = self._ports.store.append_batch(request, wait_s=WAIT_S)
             if got is None:
                 break
             self._compute(*got)

@@ -243,7 +243,7 @@ class RollingStore:
     def __init__(self, store: Any, run: PlainRun) -> None:
         self._store, self._run = store, run
 
-    def append_batch(self, request: Any) -> Any:
+    def append_batch(self, request: Any, *, wait_s: float = 0.0) -> Any:
         got = self._store.append_batch(request)
         if got is None:
             self._run.slot.turn()

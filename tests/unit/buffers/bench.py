@@ -87,8 +87,8 @@ class Bench:
         )
         return self.owner.decide(record, self.session)
 
-    def lease(self, max_tasks: int = 100, **share: int) -> list[Lease]:
-        return self.owner.lease(self.producer, self.epoch, max_tasks=max_tasks, **share)
+    def lease(self, max_tasks: int = 100, *, rank: int = 0, world: int = 1, wait_s: float = 0.0) -> list[Lease]:
+        return self.owner.lease(self.producer, self.epoch, max_tasks=max_tasks, rank=rank, world=world, wait_s=wait_s)
 
     def make(self, lease: Lease, member: int, **changes: Any) -> Episode:
         """A valid episode of 3 tokens by version 0; `changes` are fields, and `version`."""

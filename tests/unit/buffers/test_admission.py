@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
+from buffers.state import MAX_WAITING
 from buffers.view import StoreView
 from contracts.errors import FencedError
 from contracts.records import Branch, Disposition, Guard, Lease, Skip, StopReason
@@ -229,3 +231,43 @@ def test_what_was_closed_but_not_handed_again_before_a_crash_is_handed_after_it(
         bench.serve(0)
         assert [(lease.task.position, lease.task.attempt) for lease in bench.lease(max_tasks=2)] == [(0, 1), (1, 0)]
     assert StoreView.open(tmp_path).ledger().balanced
+
+
+def test_a_patient_asker_is_handed_tasks_as_soon_as_there_are_some(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bench.lease, 1, wait_s=60.0)
+        bench.serve(0)
+        assert positions(waiting.result()) == [0]
+
+
+def test_a_patient_learner_is_given_its_batch_as_soon_as_it_is_full(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench, ThreadPoolExecutor(1) as pool:
+        bench.serve(0)
+        first, second, *_ = bench.lease()
+        bench.play([first])
+        waiting = pool.submit(bench.owner.append_batch, bench.request(1), wait_s=60.0)
+        bench.play([second])
+        cut = waiting.result()
+        assert cut is not None
+        assert cut[1].step == 1
+
+
+def test_only_so_many_wait_at_once_and_the_others_hear_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(MAX_WAITING + 1) as pool:
+        with opened(tmp_path) as bench:
+            waiting = [pool.submit(bench.lease, 1, wait_s=60.0) for _ in range(MAX_WAITING + 1)]
+            answered, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            assert [asker.result() for asker in answered] == [[]]
+            bench.serve(0)
+            while sum(asker.done() for asker in waiting) < 5:  # four tasks, and the one that did not wait
+                wait([asker for asker in waiting if not asker.done()], return_when=FIRST_COMPLETED)
+        handed = [position for asker in waiting for position in positions(asker.result())]
+    assert sorted(handed) == [0, 1, 2, 3]
+
+
+def test_closing_ends_every_wait(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with opened(tmp_path) as bench:
+            waiting = pool.submit(bench.lease, wait_s=60.0)
+            wait([waiting], timeout=0.0)
+        assert waiting.result() == []
