@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ class UpdateWorkerActor(Process):
             save_version=partial(save_version, folder / "versions"),
             prune=self._prune,
             evaluate=self._evaluate,
+            beside=ThreadPoolExecutor(1, thread_name_prefix="publish"),
             on_step=self._on_step,
         )
         if config.cluster.mode == "colocated":
@@ -150,6 +152,7 @@ class MeasuredPublisher:
 
 
 def working(open_spans: Counter[str]) -> bool:
-    """The update worker works unless it waits for others: for a batch, for scores, for sequences in flight."""
+    """The update worker works unless it waits for others: for a batch, for scores, for sequences in flight. What it
+    publishes meanwhile may wait, too."""
     waiting = open_spans["wait"] or open_spans["evaluate"] or open_spans["pause"]
-    return bool(open_spans.total()) and not waiting
+    return open_spans["update"] > 0 or (bool(open_spans.total()) and not waiting)

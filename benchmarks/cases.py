@@ -78,7 +78,7 @@ def ratchet(*words: str, timeout_s: float) -> str:
 
 
 def prepare_model(case: Case, *, seed: int, folder: Path) -> Path:
-    """The weights from which both systems start: made by Ratchet's own warm start, exported as a Hugging Face folder."""
+    """The weights from which both systems start: Ratchet's own warm start, exported as a Hugging Face folder."""
     out = folder / f"{case.name}-{seed}"
     if not out.exists():
         runs = folder / "warm"

@@ -1,6 +1,6 @@
 """How many tasks may be handed out now, and which. The queue is bounded here, never where experience is appended.
 
-async   groups outstanding, and one more batch while a decision is on its way to the engines,
+async   groups outstanding, and one more batch for each decision on its way to the engines,
         stay below (max_staleness + 1) × groups_per_step
 sync    exactly groups_per_step, once the engines have the newest version
 both    never more than the remaining steps can use
@@ -19,7 +19,7 @@ def is_open(fold: Fold, config: RunConfig) -> bool:
     """Whether anything may be handed out: engines serve a version and, in sync mode, the newest one."""
     if fold.served < 0:
         return False
-    return config.mode == "async" or fold.is_settled(fold.branch)
+    return config.mode == "async" or not fold.num_unsettled(fold.branch)
 
 
 def count_admissible(fold: Fold, config: RunConfig, *, num_reserved: int) -> int:
@@ -27,7 +27,7 @@ def count_admissible(fold: Fold, config: RunConfig, *, num_reserved: int) -> int
     per_step = config.learner.groups_per_step
     outstanding = fold.num_outstanding + num_reserved
     remaining = (config.steps - fold.last_step(fold.branch)) * per_step - outstanding
-    on_the_way = 0 if fold.is_settled(fold.branch) else per_step
+    on_the_way = fold.num_unsettled(fold.branch) * per_step
     bound = (config.max_staleness + 1) * per_step - outstanding - on_the_way
     return max(0, min(remaining, bound))
 

@@ -138,11 +138,11 @@ class Fold:
         head = self.head(branch)
         return self.versions[head].step if head in self.versions else 0
 
-    def is_settled(self, branch: int) -> bool:
-        """Whether the engines have seen all that was decided: no open batch, and the head was served or refused."""
-        return self.head(branch) in self.settled and not any(
-            batch.branch == branch for batch in self.open_batches.values()
-        )
+    def num_unsettled(self, branch: int) -> int:
+        """Steps that were decided and that the engines have not seen: open batches, and a head neither served nor
+        refused."""
+        num_open = sum(batch.branch == branch for batch in self.open_batches.values())
+        return num_open + (self.head(branch) not in self.settled)
 
     # ------------------------------------------------------------------------------------------ data
 

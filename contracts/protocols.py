@@ -5,7 +5,7 @@ One rollout: TaskSource (inside the store's owner) → Environment → Engine �
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -301,8 +301,14 @@ class Learner(Protocol):
         """Root hash of the base model it was built on, whichever part of it learns."""
         ...
 
-    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
-        """One update on the batch's rows in order. Raises LearnerError; the state is then unchanged."""
+    def step(
+        self, batch: Batch, episodes: Sequence[Episode], *, before_change: Callable[[], None] = lambda: None
+    ) -> StepResult:
+        """One update on the batch's rows in order. Raises LearnerError; the state is then unchanged.
+
+        `before_change` is called once, before the first weight changes: until then others may read the weights as they
+        were before the step, from other threads. What it raises goes through, and the state is unchanged.
+        """
         ...
 
     def root_hash(self) -> str: ...

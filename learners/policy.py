@@ -107,6 +107,10 @@ class PolicyModel:
             for one in dropouts:
                 one.eval()
 
+    @property
+    def has_dropout(self) -> bool:
+        return bool(self._lora.dropout)
+
     def score(self, samples: Sequence[Sample], *, max_tokens: int, temperature: float) -> list[np.ndarray[Any, Any]]:
         """Without gradient: float32 log-probs of each sample's predicted tokens, in the samples' order."""
         scores: list[np.ndarray[Any, Any]] = [np.zeros(0, np.float32)] * len(samples)

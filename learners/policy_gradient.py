@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,7 +130,9 @@ class PolicyGradientLearner:
 
     # ------------------------------------------------------------------------------------------ the step
 
-    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+    def step(
+        self, batch: Batch, episodes: Sequence[Episode], *, before_change: Callable[[], None] = lambda: None
+    ) -> StepResult:
         """One update. Raises LearnerError, and then nothing has changed.
 
         A loss or gradient that is not finite changes nothing either, but is no error: the result is `skipped`.
@@ -138,14 +141,18 @@ class PolicyGradientLearner:
         self._check(batch)
         tally = Tally()
         try:
-            rows = self._read(batch, episodes)
-            if rows.samples:
-                with self.model.learning(seed=batch.seed):
-                    for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
-                        self._accumulate(part, rows, tally)
-            norm, updated = self._update(batch, tally)
-        except (RuntimeError, IndexError) as error:  # torch: out of memory, a token beyond the vocabulary
-            raise LearnerError(f"step {batch.step} could not be computed: {error}") from error
+            if self.model.has_dropout:  # what others compute meanwhile would draw from the same numbers, and be dropped
+                before_change()
+            with _computing(batch):
+                rows = self._read(batch, episodes)
+                if rows.samples:
+                    with self.model.learning(seed=batch.seed):
+                        for part in pack(rows.samples, max_tokens=self._settings.micro_batch_tokens, cuts=rows.cuts):
+                            self._accumulate(part, rows, tally)
+            if not self.model.has_dropout:
+                before_change()
+            with _computing(batch):
+                norm, updated = self._update(batch, tally)
         finally:
             self._optimizer.clear()
         self._last_step = batch.step
@@ -291,3 +298,12 @@ class PolicyGradientLearner:
     def fingerprint(self) -> Mapping[str, Scalar]:
         loss = self._settings.loss if self._own_loss is None else f"{self._settings.loss} {self._own_loss.code}"
         return {**self.model.fingerprint(), "loss": loss}
+
+
+@contextmanager
+def _computing(batch: Batch) -> Iterator[None]:
+    """What torch cannot do is the batch's fault: out of memory, a token beyond the vocabulary."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise LearnerError(f"step {batch.step} could not be computed: {error}") from error

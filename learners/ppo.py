@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +101,9 @@ class PpoLearner:
 
     # ------------------------------------------------------------------------------------------ the step
 
-    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+    def step(
+        self, batch: Batch, episodes: Sequence[Episode], *, before_change: Callable[[], None] = lambda: None
+    ) -> StepResult:
         """One batch. Raises LearnerError, and then nothing has changed.
 
         A loss or gradient that is not finite changes nothing either, but is no error: the result is `skipped`.
@@ -112,6 +114,7 @@ class PpoLearner:
         if batch.coefficients:
             raise LearnerError(f"step {batch.step}: coefficients {sorted(batch.coefficients)} mean nothing to PPO")
         stretches = read_stretches(batch, episodes, discount=self._ppo.discount)
+        before_change()
         before = self._keep()
         tally = Tally()
         try:

@@ -229,9 +229,10 @@ class TextPlayer:
     def play(self, leases: Sequence[Lease]) -> list[Episode]:
         """Episodes of every missing member, in lease and member order."""
         prompts = self._environment.prompts("train", [lease.task.index for lease in leases])
+        encoded = [self._policy.encode(prompt.text) for prompt in prompts]
         work = [
-            (lease, member, self._policy.encode(prompt.text))
-            for lease, prompt in zip(leases, prompts, strict=True)
+            (lease, member, prompt_ids)
+            for lease, prompt_ids in zip(leases, encoded, strict=True)
             for member in lease.missing
         ]
         call = f"{os.getpid()}.{next(_CALLS)}"  # unique among the requests in flight from all workers of a machine

@@ -4,6 +4,9 @@
     a step:   BATCH ─► compute ─► files ─► VERSION ─► publish (SERVED | GUARD) ─► CHECKPOINT every so often
     recover:  newest CHECKPOINT ─► the BATCH records after it again, hashes compared, nothing appended ─► publish
 
+In `async` mode a version is published while the next step is computed: it is settled (SERVED | GUARD) before that step
+changes a weight, and so before the next VERSION. In `sync` mode nothing happens meanwhile.
+
 A crash between any two arrows leaves a log from which `recover` goes on; tests/unit/loops/test_protocol.py stops at
 each of them.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +64,7 @@ class UpdatePorts:
     save_version: Callable[[WeightSet], object]  # durable when it returns
     prune: Callable[[], None]  # forget files of versions and checkpoints that no recovery needs
     evaluate: Callable[[int, int], Evaluation]  # (version, step): scores of the version that is served now
+    beside: Executor  # what is to happen while a step is computed, one thing at a time
     on_step: Callable[[Progress], None] = lambda progress: None
     sleep: Callable[[], None] = lambda: None  # engines that share the learner's device make room for a step
     wake: Callable[[], None] = lambda: None  # before a publication, for the first time before the first: born asleep
@@ -90,7 +95,7 @@ class Position:
 
 
 class UpdateLoop:
-    """Single-threaded. `recover`, then `run`."""
+    """`recover`, then `run`, from one thread."""
 
     def __init__(self, ports: UpdatePorts, *, config: RunConfig, folder: Path, session: Session) -> None:
         self._ports, self._config, self._folder = ports, config, folder
@@ -100,6 +105,9 @@ class UpdateLoop:
         self._recovering = False
         self._versions: dict[int, Version] = {}
         self._seconds: dict[str, float] = {}
+        self._publishing: Future[None] | None = None
+        # Colocated engines sleep while a step is computed: there is nothing to publish to.
+        self._overlaps = config.mode == "async" and config.cluster.mode != "colocated"
 
     @property
     def step(self) -> int:
@@ -128,7 +136,7 @@ class UpdateLoop:
             self._at.version, self._at.step = checkpoint.version, checkpoint.step
             log.info("checkpoint loaded", extra={"version": checkpoint.version, "step": checkpoint.step})
             self._fold_again(after_step=checkpoint.step)
-        self._publish(learner.weights(self._at.version))
+        self._publish(learner.weights(self._at.version), self._at.step)
         self._catch_up_evaluation()
         self._at.records, self._recovering = [], False
 
@@ -230,6 +238,7 @@ class UpdateLoop:
                 break
             self._compute(*got)
             self._after_step()
+        self._settle()
         if self._at.step % self._config.checkpoint.every_steps:
             self._checkpoint()
 
@@ -257,7 +266,7 @@ class UpdateLoop:
             try:
                 episodes = self._read(batch)
                 with self._part("update", step=batch.step):
-                    result = self._ports.learner.step(batch, episodes)
+                    result = self._ports.learner.step(batch, episodes, before_change=self._settle)
             except LearnerError as error:
                 failures += 1
                 log.error("a learner step failed", extra={"step": batch.step, "detail": str(error)})
@@ -265,6 +274,7 @@ class UpdateLoop:
                 continue
             self._new_version(lsn, batch, result, staleness=self._staleness(batch, episodes))
             return
+        self._settle()
         reason = f"failed {failures} times"
         log.error("batch skipped", extra={"step": batch.step, "reason": reason})
         self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=BRANCH, reason=reason))
@@ -291,25 +301,37 @@ class UpdateLoop:
         )
         self._at.version, self._at.step = number, batch.step
         if not self._recovering:  # of what is recovered, only the last version is published
-            self._publish(weights)
+            self._publishing = self._ports.beside.submit(self._publish, weights, batch.step)
+            if not self._overlaps:
+                self._settle()
         self._report("step", stats=result.stats, staleness=staleness)
 
     def _after_step(self) -> None:
         config = self._config
         if self._at.step % config.checkpoint.every_steps == 0:
+            self._settle()
             self._checkpoint()
         last = self._at.step >= config.steps
         every = config.evaluate.every_steps
         if last or (every and self._at.step % every == 0):
+            self._settle()
             self._evaluate()
 
     # ------------------------------------------------------------------------------------------ decisions
 
-    def _publish(self, weights: WeightSet) -> None:
-        with self._part("publish", step=self._at.step):
+    def _settle(self) -> None:
+        """Wait until what is being published is served or refused. Raises what the publisher raised."""
+        publishing, self._publishing = self._publishing, None
+        if publishing is not None:
+            start = time.monotonic()
+            publishing.result()
+            self._seconds["publish"] = self._seconds.get("publish", 0.0) + time.monotonic() - start
+
+    def _publish(self, weights: WeightSet, step: int) -> None:
+        with span("publish", step=step):
             self._ports.wake()
             outcome = self._ports.publisher.publish(weights)
-        self._decide(outcome)
+        self._ports.store.decide(outcome, self._session)
         if isinstance(outcome, Guard):
             log.error("push refused", extra={"version": outcome.version, "reason": outcome.reason})
         elif self._recovering:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -54,11 +55,14 @@ class NumpyLearner:
         self._fail_on_steps = fail_on_steps
         self.base_hash = self.root_hash()
 
-    def step(self, batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+    def step(
+        self, batch: Batch, episodes: Sequence[Episode], *, before_change: Callable[[], None] = lambda: None
+    ) -> StepResult:
         from contracts.errors import LearnerError
 
         if batch.step in self._fail_on_steps:
             raise LearnerError(f"step {batch.step} cannot be computed")
+        before_change()
         rewards = np.array([episode.reward for episode in episodes], dtype=np.float32)
         for episode, advantage in zip(episodes, rewards - rewards.mean(), strict=True):
             gradient = -np.exp(log_softmax(self.logits))
@@ -167,6 +171,31 @@ def log_softmax(logits: NDArray[np.float32]) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
 
 
+class AtOnce(Executor):
+    """Does what it is given before `submit` returns."""
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*given, **named))
+        return future
+
+
+class AtLast(Executor):
+    """Does what it is given when somebody asks for the result."""
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        return _Put(lambda: work(*given, **named))
+
+
+class _Put(Future[Any]):
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._work()
+
+
 Wrap = Callable[[str, Any], Any]
 
 
@@ -177,7 +206,13 @@ class PlainRun:
     """One process's worth of a run: open, recover, learn. `wrap(name, port)` may put a tripwire on a port."""
 
     def __init__(
-        self, folder: Path, *, config: RunConfig, wrap: Wrap = lambda name, port: port, base: str = ""
+        self,
+        folder: Path,
+        *,
+        config: RunConfig,
+        wrap: Wrap = lambda name, port: port,
+        base: str = "",
+        beside: Executor | None = None,
     ) -> None:
         self.folder, self.config = folder, config
         self.source = PermutedSource("guess", num_items=50, seed=1)
@@ -203,6 +238,7 @@ class PlainRun:
             save_version=lambda weights: None,
             prune=lambda: None,
             evaluate=self._evaluate,
+            beside=beside or AtOnce(),
             sleep=self.engine.sleep,
             wake=self.engine.wake,
         )

@@ -10,7 +10,7 @@ import pytest
 from buffers.state import MAX_WAITING
 from buffers.view import StoreView
 from contracts.errors import FencedError
-from contracts.records import Branch, Disposition, Guard, Lease, Skip, StopReason
+from contracts.records import Branch, Disposition, Guard, Lease, Served, Skip, StopReason
 from tests.unit.buffers.bench import Bench, Clock, opened, small_config
 
 
@@ -47,6 +47,20 @@ def test_async_keeps_room_for_the_batch_that_is_on_its_way(tmp_path: Path) -> No
         assert bench.lease() == []  # the engines do not have it yet
         bench.owner.decide(Guard(version=1, verdict="refused", reason="gap"), bench.session)
         assert positions(bench.lease()) == [4, 5]
+
+
+def test_async_hands_out_nothing_that_would_be_stale_when_a_batch_is_cut_before_its_parent_is_served(
+    tmp_path: Path,
+) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+        bench.decide_version(1, step=1, batch_lsn=bench.cut(1)[0])
+        bench.play(bench.lease(), version=0)
+        bench.cut(2, parent_version=1)  # version 1 is not served: what is handed out now, 0 would act, for batch 3
+        assert bench.lease() == []
+        bench.owner.decide(Served(version=1, gap=0.0), bench.session)
+        assert len(bench.lease()) == 2
 
 
 def test_a_skipped_batch_opens_admission_again(tmp_path: Path) -> None:

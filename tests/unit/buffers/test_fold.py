@@ -353,7 +353,7 @@ def test_a_new_owner_means_new_engines() -> None:
     assert history.fold.served == 0
     history.add_control(Session(role="owner", epoch=2))
     assert history.fold.served == -1
-    assert history.fold.is_settled(0)
+    assert history.fold.num_unsettled(0) == 0
 
 
 def test_only_the_newest_epoch_of_a_producer_is_remembered() -> None:

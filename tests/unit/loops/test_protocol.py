@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from buffers.owner import StoreOwner
 from configs.schema import RunConfig
 from contracts.errors import RunFolderError
 from contracts.protocols import StepResult
-from contracts.records import Batch, Episode, Kind, Skip, Version
-from tests.crash.plain import NumpyLearner, PlainRun, plain_config
+from contracts.records import Batch, Episode, Kind, Served, Skip, Version
+from tests.crash.plain import AtLast, NumpyLearner, PlainRun, plain_config
 
 WATCHED = {
     "store": {"open_session", "attach", "lease", "append", "append_batch", "decide"},
@@ -126,6 +126,54 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: Run
     print(f"{point - 1} crash points")
 
 
+@pytest.mark.timeout(600)
+def test_every_crash_point_of_an_overlapped_run_loses_nothing(tmp_path: Path) -> None:
+    """Published at the last moment: the next batch is cut, and computed, while a version waits to be served."""
+    config = plain_config(mode="async", steps=3)
+    point = 0
+    crashed = True
+    while crashed:
+        point += 1
+        assert point < MOST_POINTS
+        folder = tmp_path / f"point-{point}"
+        folder.mkdir()
+        run = PlainRun(folder, config=config, wrap=Tripwire(point).wrap, beside=AtLast())
+        try:
+            run.go()
+        except Crash:
+            crashed = True
+        else:
+            crashed = False
+        finally:
+            run.close()
+        with reopened(run) as owner:
+            before = versions(owner)
+        after = finish(folder, config=config)
+        with reopened(after) as owner:
+            made = versions(owner)
+            assert before.items() <= made.items(), f"point {point}"
+            assert made.keys() == set(range(config.steps + 1))
+            check_ledger(owner, config=config, heard=run.acknowledged + after.acknowledged)
+    assert point > 30, "the tripwire did not see the protocol"
+
+
+def test_an_overlapped_step_waits_for_its_parent_before_it_changes_a_weight(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, config=plain_config(mode="async"), beside=AtLast())
+    run.go()
+    records = [record for _, record in run.owner.decisions(kinds=[Kind.BATCH, Kind.VERSION, Kind.SERVED])]
+    run.close()
+    served = -1
+    early = 0  # batches cut before their parent was served
+    for record in records:
+        if isinstance(record, Served):
+            served = record.version
+        elif isinstance(record, Batch):
+            early += record.parent_version != served
+        elif isinstance(record, Version):
+            assert record.parent == served
+    assert early
+
+
 def check_ledger(owner: StoreOwner, *, config: RunConfig, heard: list[tuple[str, int]]) -> None:
     ledger = owner.ledger()
     assert ledger.balanced
@@ -172,9 +220,9 @@ def test_the_engine_sleeps_while_the_learner_computes(
     run.learner.__init__(fail_on_steps=failing)  # type: ignore[misc]
     compute, slept = run.learner.step, list[bool]()
 
-    def look(batch: Batch, episodes: Sequence[Episode]) -> StepResult:
+    def look(batch: Batch, episodes: Sequence[Episode], *, before_change: Callable[[], None]) -> StepResult:
         slept.append(run.engine.asleep)
-        return compute(batch, episodes)
+        return compute(batch, episodes, before_change=before_change)
 
     monkeypatch.setattr(run.learner, "step", look)
     run.go()
