@@ -1,20 +1,24 @@
 """What rft_vs_trl.py and crash_cost.py give to both systems: the same weights, prompts, order, settings, and cores.
 
-A case is a Ratchet run file in words; TRL's specification is derived from the resolved configuration, so that nothing
-can be said twice and differently. Where the two systems have settings of their own, TRL gets those that were fastest.
+A case is a Ratchet run file and settings; TRL's specification is derived from the resolved configuration, so that
+nothing can be said twice and differently. Where TRL has settings of its own, it gets those that were fastest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from benchmarks.processes import Job
+from configs.formulas import Formula
 from configs.loader import load
 from configs.schema import RunConfig
 from environments.text.dataset import TextTasks
@@ -22,41 +26,97 @@ from learners.optimizer import learning_rate
 from loops.tasks import task_source
 
 ROOT = Path(__file__).resolve().parents[1]
-PREPARE_S = 900.0
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+DERIVED = Formula(aggregation="token", clip_high=0.28)  # TRL: loss_type dapo, scale_rewards group
+PREPARE_S = 1800.0
+SAID = "said.log"  # what a system printed, in its folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One task at one size. `warm` are the settings under which the common starting weights are made."""
+    """One task at one size. Speed is counted from the first to the second of `quick_steps` or `full_steps`."""
 
     name: str
-    run_file: str
     settings: tuple[str, ...]
-    warm: tuple[str, ...]
-    trl: dict[str, Any] = field(default_factory=dict)  # GRPOConfig's own
+    warm: tuple[str, ...]  # how the common starting weights are made
+    quick_steps: tuple[int, int] = (0, 0)
+    full_steps: tuple[int, int] = (0, 0)
+    micro_batch: int | None = None  # TRL's rows in one forward pass; None: all at once
+    run_file: Path = QUICKSTART
 
     def config(self, *settings: str) -> RunConfig:
-        return load(ROOT / self.run_file, [*self.settings, *settings])
+        return load(self.run_file, [*self.settings, *settings])
 
+
+_COMMON = ("learner.decay_steps=null", "warm_start.steps=0", "evaluate.samples=1", "environment.held_out_items=64")
 
 # Words of five letters and an end: six tokens each, as soon as the end has been learned.
 SHORT = Case(
     name="short",
-    run_file="configs/quickstart.yaml",
     settings=(
+        *_COMMON,
         "environment.parameters={min_word_len: 5, max_word_len: 5}",
         "environment.train_items=9000",
         "engine.max_tokens=6",
-        "learner.decay_steps=null",
-        "warm_start.steps=0",
     ),
     warm=("warm_start.steps=105",),
+    quick_steps=(10, 40),
+    full_steps=(20, 170),
+)
+
+# The quickstart's own words, of which there are enough for many kills.
+WORDS = Case(name="words", settings=(*_COMMON, "engine.max_tokens=7"), warm=("warm_start.steps=105",))
+
+# Counting down in two hexadecimal digits from a number that the prompt names: `xyq05=` asks for 0403020100. The numbers
+# 1 to 127 are equally frequent, so the answers, end included, have 3, 5, ... 255 tokens, as many of each.
+COUNTDOWN = "countdown.jsonl"
+LONG = Case(
+    name="long",
+    settings=(
+        *_COMMON,
+        "model.init.max_positions=320",
+        "environment.name=dataset",
+        f"environment.dataset={COUNTDOWN}",
+        "environment.parameters={}",
+        "environment.prompt='{question}'",
+        "environment.train_items=9000",
+        "engine.max_tokens=256",
+        "learner.learning_rate=1e-5",
+        "learner.micro_batch_tokens=4096",
+        "rollout.lease_timeout_s=600",
+    ),
+    warm=("warm_start.steps=200", "warm_start.batch_size=32"),
+    quick_steps=(2, 6),
+    full_steps=(3, 15),
+    micro_batch=32,
 )
 
 
-def child_environment() -> dict[str, str]:
-    """Both systems' processes see one thread a process unless they ask for more, and no accelerator."""
-    return {
+def placed(case: Case, folder: Path) -> Case:
+    """The case with its own items, where it has any, in `folder`."""
+    if case is not LONG:
+        return case
+    folder.mkdir(parents=True, exist_ok=True)
+    draws = random.Random(0)
+    prefixes = ["".join(letters) for letters in _triples()]
+    draws.shuffle(prefixes)
+    with (folder / COUNTDOWN).open("w") as file:
+        for place, prefix in enumerate(prefixes):
+            start = 1 + place % 127
+            answer = "".join(f"{number:02x}" for number in reversed(range(start)))
+            file.write(json.dumps({"question": f"{prefix}{start:02x}=", "answer": answer}) + "\n")
+    shutil.copyfile(QUICKSTART, folder / QUICKSTART.name)
+    return replace(case, run_file=folder / QUICKSTART.name)
+
+
+def _triples() -> list[tuple[str, str, str]]:
+    letters = string.ascii_lowercase
+    return [(a, b, c) for a in letters for b in letters for c in letters]
+
+
+def environment_of(system: str) -> dict[str, str]:
+    """What processes see: one thread unless they ask for more; TRL's do not see our packages."""
+    variables = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -64,17 +124,29 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if system != "ratchet":
+        del variables["PYTHONPATH"]
+    return variables
 
 
-def ratchet(*words: str, timeout_s: float) -> str:
-    """The output of one `ratchet` command. Raises SystemExit with its words where it fails."""
+def set_words(settings: Sequence[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def ratchet(*words: str) -> None:
+    """One `ratchet` command to its end. Raises SystemExit with its words where it fails."""
     command = [sys.executable, "-m", "console.main", *words]
     done = subprocess.run(
-        command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        cwd=ROOT,
+        env=environment_of("ratchet"),
+        capture_output=True,
+        text=True,
+        timeout=PREPARE_S,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"ratchet {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def prepare_model(case: Case, *, seed: int, folder: Path) -> Path:
@@ -82,20 +154,24 @@ def prepare_model(case: Case, *, seed: int, folder: Path) -> Path:
     out = folder / f"{case.name}-{seed}"
     if not out.exists():
         runs = folder / "warm"
-        settings = [
-            *case.settings,
-            *case.warm,
-            f"seed={seed}",
-            "steps=0",
-            f"root={runs}",
-            "engine.backend=transformers",
-            "environment.held_out_items=64",
-            "evaluate.samples=1",
-        ]
-        ratchet("run", case.run_file, *(word for one in settings for word in ("--set", one)), timeout_s=PREPARE_S)
-        run = (runs / "latest").resolve()
-        ratchet("model", "export", str(run), "--version", "0", "--out", str(out), timeout_s=PREPARE_S)
+        settings = [*case.settings, *case.warm, f"seed={seed}", "steps=0", f"root={runs}"]
+        ratchet("run", str(case.run_file), *set_words([*settings, "engine.backend=transformers"]))
+        ratchet("model", "export", str((runs / "latest").resolve()), "--version", "0", "--out", str(out))
     return out
+
+
+def start_ratchet(case: Case, *, settings: Sequence[str], root: Path) -> Job:
+    """`ratchet run` with its run folder in `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    words = set_words([*case.settings, *settings, f"root={root}"])
+    command = [sys.executable, "-m", "console.main", "run", str(case.run_file), *words, "--json"]
+    return Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / SAID)
+
+
+def resume_ratchet(root: Path) -> Job:
+    """`ratchet resume` of the newest run in `root`."""
+    command = [sys.executable, "-m", "console.main", "resume", str((root / "latest").resolve()), "--json"]
+    return Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / SAID)
 
 
 def items_in_order(config: RunConfig, *, num_items: int) -> list[dict[str, str]]:
@@ -105,27 +181,33 @@ def items_in_order(config: RunConfig, *, num_items: int) -> list[dict[str, str]]
     return [{"prompt": item.prompt, "answer": str(item.entry["answer"])} for item in chosen]
 
 
-def trl_spec(
-    config: RunConfig,
-    *,
+def start_trl(
+    python: Path,
     case: Case,
-    out: Path,
+    *,
+    settings: Sequence[str],
+    folder: Path,
     threads: int,
     save_steps: int = 0,
     audit: bool = False,
     resume: bool = False,
-) -> dict[str, Any]:
-    """TRL's run of the same configuration (benchmarks/trl_child.py). Raises SystemExit for what has no counterpart."""
-    learner, engine = config.learner, config.engine
-    if learner.aggregation != "token" or learner.advantage != "unbiased_std" or learner.kl_coefficient:
-        raise SystemExit("TRL's settings are derived for token aggregation, unbiased std and no KL term only")
+) -> Job:
+    """TRL's run of the same configuration, in `folder` (benchmarks/trl_child.py says what it writes there).
+
+    `save_steps` 0: no checkpoint. Raises SystemExit for settings that have no counterpart.
+    """
+    config = case.config(*settings)
+    learner, engine, formula = config.learner, config.engine, config.learner.formula()
     batch = learner.groups_per_step * learner.group_size
+    rows = case.micro_batch or batch
     rates = [
         learning_rate(step, base=1.0, warmup_steps=learner.warmup_steps, decay_steps=learner.decay_steps)
         for step in range(1, config.steps + 1)
     ]
-    return {
-        "out": str(out),
+    if config.environment.verifier != "positions" or formula != DERIVED or learner.kl_coefficient:
+        raise SystemExit(f"TRL's side of this benchmark knows the verifier `positions` and {DERIVED} without a KL term")
+    spec = {
+        "out": str(folder),
         "model": config.model.path,
         "attention": learner.attention,
         "threads": threads,
@@ -140,7 +222,8 @@ def trl_spec(
         },
         "rates": rates,
         "config": {
-            "per_device_train_batch_size": batch,
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": batch // rows,
             "num_generations": learner.group_size,
             "max_completion_length": engine.max_tokens,
             "temperature": engine.temperature,
@@ -148,44 +231,15 @@ def trl_spec(
             "learning_rate": learner.learning_rate,
             "max_grad_norm": learner.gradient_clip,
             "beta": 0.0,
-            "epsilon": learner.clip_low,
-            "epsilon_high": learner.clip_high,
+            "epsilon": formula.clip_low,
+            "epsilon_high": formula.clip_high,
             "loss_type": "dapo",
             "scale_rewards": "group",
             "bf16": learner.precision == "bf16",
             "seed": config.seed,
-            **case.trl,
         },
     }
-
-
-def start_trl(python: Path, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """A run in a process of its own; what it says goes to `out`/trl.log."""
-    out = Path(spec["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "spec.json").write_text(json.dumps(spec))
-    with (out / "trl.log").open("a") as log:
-        return subprocess.Popen(
-            [str(python), str(ROOT / "benchmarks" / "trl_child.py"), str(out / "spec.json")],
-            cwd=out,
-            env={name: value for name, value in child_environment().items() if name != "PYTHONPATH"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def start_ratchet(config_file: Path, settings: Sequence[str]) -> subprocess.Popen[bytes]:
-    """`ratchet run` in a process of its own."""
-    words = [word for one in settings for word in ("--set", one)]
-    root = next(one.partition("=")[2] for one in settings if one.startswith("root="))
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with (Path(root) / "ratchet.log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "console.main", "run", str(config_file), *words, "--json"],
-            cwd=ROOT,
-            env=child_environment(),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    command = [str(python), str(ROOT / "benchmarks" / "trl_child.py"), str(folder / "spec.json")]
+    return Job(command, cwd=folder, environment=environment_of("trl"), log=folder / SAID)

@@ -1,53 +1,113 @@
-"""CPU seconds of a whole process tree, by what each process is: wall time under load says little, this says enough."""
+"""A command with every process it starts: killed together, their CPU seconds added up, the lines they write followed.
+
+Wall time on a machine with other work says little; CPU seconds of all processes say more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-Seconds = dict[str, float]
+MARK = "RATCHET_BENCHMARK"  # in the environment of every process of one job, whoever its parent is by now
+DEAD_S = 10.0
+
+Used = Mapping[tuple[int, float], tuple[str, float]]
 
 
-class ProcessTree:
-    """All processes below (and with) one. `read` them twice; `between` is what they used in between."""
+class Job:
+    """Started when made; what it says goes to the end of `log`."""
 
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
+    def __init__(self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path) -> None:
+        self._mark = secrets.token_hex(8)
+        with log.open("a") as said:
+            self._process = subprocess.Popen(
+                list(command),
+                cwd=cwd,
+                env={**environment, MARK: self._mark},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.log = log
 
-    def read(self) -> Mapping[tuple[int, float], tuple[str, float]]:
-        """(pid, start) of each live process to its name and the CPU seconds it has used so far, user and system."""
-        seen: dict[tuple[int, float], tuple[str, float]] = {}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in (self._root, *self._root.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                    times = process.cpu_times()
-                    seen[process.pid, process.create_time()] = (_role(process), times.user + times.system)
-        return seen
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
+    def code(self) -> int | None:
+        return self._process.poll()
+
+    def cpu_seconds(self) -> Used:
+        """(pid, start) of each live process to its role and the CPU seconds that it has used, user and system."""
+        used: dict[tuple[int, float], tuple[str, float]] = {}
+        for process in self._alive():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                used[process.pid, process.create_time()] = (role_of(process.cmdline()), times.user + times.system)
+        return used
+
+    def kill(self) -> None:
+        """SIGKILL to every process, the ones that are being started included."""
+        deadline = time.monotonic() + DEAD_S
+        while (alive := list(self._alive())) and time.monotonic() < deadline:
+            for process in alive:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=1.0)
+        self._process.wait()
+
+    def _alive(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
 
 
-def between(
-    first: Mapping[tuple[int, float], tuple[str, float]], last: Mapping[tuple[int, float], tuple[str, float]]
-) -> Seconds:
-    """CPU seconds by role. What a process used that began and ended in between is not seen."""
-    used: Seconds = {}
-    for key, (role, seconds) in last.items():
-        rise = seconds - first.get(key, (role, 0.0))[1]
-        used[role] = used.get(role, 0.0) + rise
-    return {role: seconds for role, seconds in sorted(used.items(), key=lambda item: -item[1]) if seconds > 0}
-
-
-def _role(process: psutil.Process) -> str:
-    """Ray names its workers `ray::Class.method`; ours are known by their module."""
-    words = process.cmdline()
+def role_of(words: Sequence[str]) -> str:
+    """What a command line is: Ray names its workers `ray::Class.method`, ours are modules."""
     if not words:
-        return process.name()
+        return "?"
     if words[0].startswith("ray::"):
         return words[0].removeprefix("ray::").partition(".")[0]
-    for place, word in enumerate(words[:-1]):
-        if word == "-m":
-            return words[place + 1]
-    known = [word.rpartition("/")[2] for word in words if "/" in word]
-    script = next((name for name in known if name in ("raylet", "gcs_server") or name.endswith(".py")), known[0])
-    return "ray" if "ray" in " ".join(words[:2]) or script in ("raylet", "gcs_server") else script
+    if "-m" in words[:-1]:
+        return words[list(words).index("-m") + 1]
+    if any("/ray/" in word for word in words[:8]):
+        return "ray"
+    return Path(next((word for word in words[:8] if word.endswith(".py")), words[0])).name
+
+
+def seconds_between(first: Used, last: Used) -> dict[str, float]:
+    """CPU seconds by role, most first. What a process used that began and ended in between is not seen."""
+    used: dict[str, float] = {}
+    for key, (role, seconds) in last.items():
+        used[role] = used.get(role, 0.0) + seconds - first.get(key, (role, 0.0))[1]
+    return dict(sorted(used.items(), key=lambda item: -item[1]))
+
+
+class Tail:
+    """A file of JSON lines that grows, or is not there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._lines: list[dict[str, Any]] = []
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All whole lines so far."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            self._lines += [json.loads(line) for line in whole.splitlines()]
+        return self._lines
