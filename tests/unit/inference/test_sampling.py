@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contracts.protocols import Sampling
-from inference.sampling import RowSampler
+from inference.sampling import RowSampler, uniforms
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 NUM = 20_000
@@ -100,3 +100,17 @@ def test_an_impossible_token_is_never_drawn_at_the_end_of_the_range() -> None:
     token_B, log_prob_B = sampler.draw(LOGITS[None], torch.arange(1), 0)
     assert token_B[0] == 3
     assert torch.isfinite(log_prob_B).all()
+
+
+def test_the_numbers_are_even_and_those_of_neighbouring_seeds_have_nothing_in_common() -> None:
+    drawn = uniforms(range(2_000), 50)
+    assert drawn.min() >= 0.0
+    assert drawn.max() < 1.0
+    counts = np.histogram(drawn, bins=100, range=(0, 1))[0]
+    assert ((counts - 1_000) ** 2 / 1_000).sum() < 150  # chi-squared, 99 degrees of freedom: 1 in 1,400
+    for first, second in ((drawn[:-1], drawn[1:]), (drawn[:, :-1], drawn[:, 1:])):  # seeds beside each other, steps
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / first.size**0.5
+
+
+def test_a_seed_may_be_any_integer() -> None:
+    assert len({float(row[0]) for row in uniforms([0, -1, 2**63, 2**64 - 2, 7], 1)}) == 5
