@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 
 PARTIAL_CAP = 0.8
 
@@ -97,6 +95,9 @@ class Recorder(TrainerCallback):
 
 
 def main(spec: dict[str, Any]) -> None:
+    from datasets import Dataset  # here, so that a test can import `positions` where there is no TRL
+    from trl import GRPOConfig, GRPOTrainer
+
     out = Path(spec["out"])
     torch.set_num_threads(spec["threads"])
     recorder = Recorder(out, audit=spec["audit"])
