@@ -70,6 +70,15 @@ WORDS = Case(name="words", settings=(*_COMMON, "engine.max_tokens=7"), warm=("wa
 # Counting down in two hexadecimal digits from a number that the prompt names: `xyq05=` asks for 0403020100. The numbers
 # 1 to 127 are equally frequent, so the answers, end included, have 3, 5, ... 255 tokens, as many of each.
 COUNTDOWN = "countdown.jsonl"
+GRADED = '''"""The verifier `positions`, for a file of items, which has no verifier of its own."""
+
+
+def graded(answer, item):
+    wanted = item["answer"]
+    right = sum(given == letter for given, letter in zip(answer, wanted))
+    return 1.0 if answer == wanted else min(0.8, right / max(1, len(wanted)))
+'''
+VERIFIERS = ("positions", "countdown:graded")
 LONG = Case(
     name="long",
     settings=(
@@ -79,6 +88,7 @@ LONG = Case(
         f"environment.dataset={COUNTDOWN}",
         "environment.parameters={}",
         "environment.prompt='{question}'",
+        "environment.verifier=countdown:graded",
         "environment.train_items=9000",
         "engine.max_tokens=256",
         "learner.learning_rate=1e-5",
@@ -105,6 +115,7 @@ def placed(case: Case, folder: Path) -> Case:
             start = 1 + place % 127
             answer = "".join(f"{number:02x}" for number in reversed(range(start)))
             file.write(json.dumps({"question": f"{prefix}{start:02x}=", "answer": answer}) + "\n")
+    (folder / "countdown.py").write_text(GRADED)
     shutil.copyfile(QUICKSTART, folder / QUICKSTART.name)
     return replace(case, run_file=folder / QUICKSTART.name)
 
@@ -174,9 +185,10 @@ def resume_ratchet(root: Path) -> Job:
     return Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / SAID)
 
 
-def items_in_order(config: RunConfig, *, num_items: int) -> list[dict[str, str]]:
+def items_in_order(case: Case, config: RunConfig, *, num_items: int) -> list[dict[str, str]]:
     """The first prompts of a run with their answers, in the order in which Ratchet hands them out."""
-    tasks, source = TextTasks(config.environment, seed=config.seed), task_source(config)
+    tasks = TextTasks(config.environment, seed=config.seed, folder=case.run_file.parent)
+    source = task_source(config)
     chosen = [tasks.train[source(position)[1]] for position in range(num_items)]
     return [{"prompt": item.prompt, "answer": str(item.entry["answer"])} for item in chosen]
 
@@ -204,8 +216,8 @@ def start_trl(
         learning_rate(step, base=1.0, warmup_steps=learner.warmup_steps, decay_steps=learner.decay_steps)
         for step in range(1, config.steps + 1)
     ]
-    if config.environment.verifier != "positions" or formula != DERIVED or learner.kl_coefficient:
-        raise SystemExit(f"TRL's side of this benchmark knows the verifier `positions` and {DERIVED} without a KL term")
+    if config.environment.verifier not in VERIFIERS or formula != DERIVED or learner.kl_coefficient:
+        raise SystemExit(f"TRL's side of this benchmark knows {VERIFIERS} and {DERIVED} without a KL term")
     spec = {
         "out": str(folder),
         "model": config.model.path,
@@ -213,8 +225,9 @@ def start_trl(
         "threads": threads,
         "save_steps": save_steps,
         "audit": audit,
+        "fold_case": config.environment.name == "reasoning_gym",
         "resume": resume,
-        "items": items_in_order(config, num_items=config.steps * learner.groups_per_step),
+        "items": items_in_order(case, config, num_items=config.steps * learner.groups_per_step),
         "optimizer": {
             "lr": learner.learning_rate,
             "betas": list(learner.betas),

@@ -110,7 +110,7 @@ class TrlRun:
         """A step's last call is the one that its weights learned from: what came before was rolled back."""
         last, config = self.step(), self._case.config(*self._settings)
         made = {call["step"]: call["prompts"] for call in self._calls.lines() if call["step"] <= last}
-        items = items_in_order(config, num_items=config.environment.train_items)
+        items = items_in_order(self._case, config, num_items=config.environment.train_items)
         position = {item["prompt"]: place for place, item in enumerate(items)}
         size = config.learner.group_size
         learned = Counter(position[prompt] for prompts in made.values() for prompt in prompts[::size])

@@ -23,10 +23,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerC
 PARTIAL_CAP = 0.8
 
 
-def positions(completion: str, answer: str) -> float:
-    """The verifier `positions` of environments/text/verifiers.py; a test compares the two."""
+def positions(completion: str, answer: str, *, fold_case: bool) -> float:
+    """The verifier `positions` of environments/text/verifiers.py; a test compares the two. spell_backward's own idea
+    of a right answer folds case."""
     completion = completion.strip()
-    if completion.lower() == answer.lower():
+    if completion == answer or (fold_case and completion.lower() == answer.lower()):
         return 1.0
     right = sum(given == wanted for given, wanted in zip(completion, answer, strict=False))
     return min(PARTIAL_CAP, right / max(1, len(answer)))
@@ -35,7 +36,8 @@ def positions(completion: str, answer: str) -> float:
 class Recorder(TrainerCallback):
     """Seconds by part, between the ends of two steps."""
 
-    def __init__(self, out: Path, *, audit: bool) -> None:
+    def __init__(self, out: Path, *, audit: bool, fold_case: bool) -> None:
+        self._fold_case = fold_case
         self._steps = (out / "steps.jsonl").open("a")
         self._audit = (out / "rewards.jsonl").open("a") if audit else None
         self._seconds: dict[str, float] = {}
@@ -68,7 +70,8 @@ class Recorder(TrainerCallback):
             self._audit.write(json.dumps({"step": step, "time": time.time(), "prompts": more["prompts"]}) + "\n")
             self._audit.flush()
             os.fsync(self._audit.fileno())
-        rewards = [positions(*pair) for pair in zip(completions, answer, strict=True)]
+        pairs = zip(completions, answer, strict=True)
+        rewards = [positions(said, wanted, fold_case=self._fold_case) for said, wanted in pairs]
         lengths = [len(ids) for ids in completion_ids]
         self._step = {
             "reward_mean": sum(rewards) / len(rewards),
@@ -100,7 +103,7 @@ def main(spec: dict[str, Any]) -> None:
 
     out = Path(spec["out"])
     torch.set_num_threads(spec["threads"])
-    recorder = Recorder(out, audit=spec["audit"])
+    recorder = Recorder(out, audit=spec["audit"], fold_case=spec["fold_case"])
     model = AutoModelForCausalLM.from_pretrained(
         spec["model"], dtype=torch.float32, attn_implementation=spec["attention"]
     )

@@ -9,32 +9,35 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cases import COUNTDOWN, LONG, SHORT, items_in_order, placed
+from benchmarks.cases import COUNTDOWN, LONG, SHORT, Case, items_in_order, placed
 from benchmarks.crash_cost import Account
 from benchmarks.processes import Job, Tail, role_of, seconds_between
 from benchmarks.rft_vs_trl import agreement, goals_of, interval
 from benchmarks.trl_child import positions
 from environments.text.dataset import TextTasks
-from environments.text.verifiers import find_verifier
+from environments.text.env import TextEnv
 from loops.tasks import task_source
 from telemetry.logs import read_lines
 
 
-def test_trl_is_rewarded_as_ratchet_is() -> None:
-    environment = SHORT.config("environment.train_items=50", "environment.held_out_items=5").environment
-    tasks = TextTasks(environment, seed=0)
-    verify, _ = find_verifier("positions", tasks.score_answer)
+@pytest.mark.parametrize("case", [SHORT, LONG], ids=lambda case: case.name)
+def test_trl_is_rewarded_as_ratchet_is(tmp_path: Path, case: Case) -> None:
+    case = placed(case, tmp_path)
+    settings = case.config("environment.train_items=50", "environment.held_out_items=5").environment
+    environment = TextEnv(settings, seed=0, folder=case.run_file.parent)
     draws = random.Random(0)
-    for item in tasks.train:
+    for index, item in enumerate(environment.tasks.train):
         answer = str(item.entry["answer"])
         changed = "".join(draws.choice("abz") if draws.random() < 0.4 else letter for letter in answer)
         for said in (answer, answer.upper(), answer + "s", answer[:-1], changed, f" {answer}", "", "xyz"):
-            assert positions(said, answer) == pytest.approx(verify(said.strip(), item.entry)), (said, answer)
+            environment.reset(options={"index": index})
+            reward = environment.step(said)[1]
+            assert positions(said, answer, fold_case=case is SHORT) == pytest.approx(reward), (said, answer)
 
 
 def test_trl_is_given_the_prompts_in_ratchets_order() -> None:
     config = SHORT.config("environment.train_items=50", "environment.held_out_items=5", "seed=3")
-    items = items_in_order(config, num_items=60)
+    items = items_in_order(SHORT, config, num_items=60)
     source, tasks = task_source(config), TextTasks(config.environment, seed=3)
     assert [item["prompt"] for item in items] == [tasks.train[source(place)[1]].prompt for place in range(60)]
     assert all(item["prompt"][:-1] == item["answer"][::-1] for item in items)
