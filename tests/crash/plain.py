@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -219,7 +220,9 @@ class PlainRun:
         self.uuid = self._identity()
         self.owner = StoreOwner.open(folder / "store", uuid=self.uuid, config=config, source=self.source)
         self.learner, self.engine = NumpyLearner(), NumpyEngine()
-        self.engine.sleep()  # as where it shares the learner's device: the turns cost nothing where it does not
+        shared = config.mode == "sync"  # the device; in async mode both are at work at once
+        if shared:
+            self.engine.sleep()
         self.acknowledged: list[tuple[str, int]] = []
         store = wrap("store", self.owner)
         publisher = Publisher(
@@ -239,9 +242,9 @@ class PlainRun:
             prune=lambda: None,
             evaluate=self._evaluate,
             beside=beside or AtOnce(),
-            sleep=self.engine.sleep,
-            wake=self.engine.wake,
         )
+        if shared:
+            ports = replace(ports, sleep=self.engine.sleep, wake=self.engine.wake)
         session = Session(role="learner", epoch=0, base_weights=base, fingerprint=dict(self.learner.fingerprint()))
         self.loop = UpdateLoop(ports, config=config, folder=folder, session=session)
         self.slot = RolloutSlot(
