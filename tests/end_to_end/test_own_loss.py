@@ -40,6 +40,7 @@ def test_a_loss_of_ones_own(home: Path) -> None:
     assert json.loads(replayed.stdout)["equal"] == TINY["steps"]
 
 
+@pytest.mark.slow
 def test_what_is_no_loss_ends_the_run_in_one_message(home: Path) -> None:
     (home / "losses_of_mine.py").write_text(LOSS.replace("-advantages * log_probs", "-(advantages * log_probs).mean()"))
     settings = {**TINY, "learner.loss": "losses_of_mine:plain", "root": home / "runs"}

@@ -46,6 +46,7 @@ def status(run: Path) -> dict[str, Any]:
     return written
 
 
+@pytest.mark.slow
 def test_a_sweep_is_killed_stopped_and_goes_on(tmp_path: Path) -> None:
     first, second = tmp_path / "seed-0", tmp_path / "seed-1"
     sweep = Sweep(tmp_path)
