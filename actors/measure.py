@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from contracts.records import Episode, Guard, Ledger, Served
+from contracts.records import Episode, Fault, Guard, Ledger, Served
 from loops.update import Progress
 from telemetry.exporter import Exporter
 
@@ -117,6 +117,8 @@ class StoreMeter:
         metrics.set("ratchet_tasks_handed", ledger.handed)
         for disposition, tasks in ledger.ended.items():
             metrics.set("ratchet_tasks_ended", tasks, disposition=disposition)
+        for fault in Fault:
+            metrics.set("ratchet_episodes_quarantined", ledger.quarantined.get(fault.value, 0), fault=fault.value)
         for log in ("data", "control"):
             stats = status[log]
             self._totals.advance("ratchet_log_commits_total", stats["commits"], log=log)

@@ -1,100 +1,143 @@
-"""What an episode must be before the store keeps it."""
+"""What an episode must be before a learner may read it; what is not is kept in quarantine, with the reason."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
+from buffers.codec import encode
+from buffers.log.frames import MAX_FRAME_BYTES
 from contracts.errors import StoreError
-from contracts.records import Episode, FloatArray, Purpose, Step
+from contracts.records import Episode, Fault, FloatArray, Purpose, Quarantined, Step
 
 
-def check_episode(episode: Episode) -> None:
-    """Refuse an episode whose content no learner could read. Raises StoreError with the reason."""
-    reason = _find_reason(episode)
-    if reason:
-        raise StoreError(
-            f"episode {episode.episode_id} (lease {episode.lease}, member {episode.member}, {episode.task_id}) "
-            f"is not kept: {reason}"
-        )
+class Flaw(NamedTuple):
+    """Why no learner may read an episode. `detail` is one sentence."""
+
+    fault: Fault
+    detail: str
 
 
-def _find_reason(episode: Episode) -> str:
+def find_flaw(episode: Episode) -> Flaw | None:
+    """The first flaw in what the episode itself says; None where there is none."""
     return _check_head(episode) or _check_reward(episode) or _check_steps(episode) or _check_spans(episode)
 
 
-def _check_head(episode: Episode) -> str:
-    if episode.purpose is not Purpose.TRAIN:
-        return f"its purpose is {episode.purpose.value}; only training episodes belong to a lease"
+def encode_checked(episode: Episode) -> bytes | Flaw:
+    """The episode's record, or why it has none that fits into a frame."""
+    try:
+        payload = encode(episode)
+    except StoreError as error:
+        return Flaw(Fault.UNREADABLE, str(error))
+    if len(payload) > MAX_FRAME_BYTES:
+        return Flaw(Fault.OVERSIZED, f"its record has {len(payload)} bytes; a frame holds {MAX_FRAME_BYTES}")
+    return payload
+
+
+def quarantine(episode: Episode, flaw: Flaw) -> Quarantined:
+    """What is kept in its place. A record that just fits into a frame goes without its payload."""
+    try:
+        payload = encode(episode)
+    except StoreError:
+        payload = b""
+    room = MAX_FRAME_BYTES - (64 << 10)  # for what stands around it
+    return Quarantined(
+        fault=flaw.fault,
+        detail=flaw.detail[:1000],
+        episode_id=episode.episode_id,
+        lease=episode.lease,
+        member=episode.member,
+        task_id=episode.task_id,
+        producer=episode.producer,
+        producer_epoch=episode.producer_epoch,
+        seq=episode.seq,
+        wall_time=episode.wall_time,
+        num_bytes=len(payload),
+        payload=np.frombuffer(payload if len(payload) <= room else b"", dtype=np.uint8),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- one part each
+
+
+def _check_head(episode: Episode) -> Flaw | None:
     if not episode.episode_id:
-        return "it has no episode_id"
+        return Flaw(Fault.IDENTITY, "it has no episode_id")
     if episode.seq < 0:
-        return f"its sequence number is {episode.seq}"
-    return ""
+        return Flaw(Fault.IDENTITY, f"its sequence number is {episode.seq}")
+    if episode.purpose is not Purpose.TRAIN:
+        return Flaw(Fault.PURPOSE, f"its purpose is {episode.purpose.value}; only training episodes belong to a lease")
+    return None
 
 
-def _check_reward(episode: Episode) -> str:
+def _check_reward(episode: Episode) -> Flaw | None:
     if episode.reward is None:
         if episode.valid and episode.reward_deadline is None:
-            return "it has neither a reward nor a deadline for one"
-        return ""
+            return Flaw(Fault.REWARD, "it has neither a reward nor a deadline for one")
+        return None
     if not episode.valid:
-        return f"it has a reward although it ended with {episode.stop_reason.value}"
+        return Flaw(Fault.REWARD, f"it has a reward although it ended with {episode.stop_reason.value}")
     if not math.isfinite(episode.reward):
-        return f"its reward is {episode.reward}"
-    return ""
+        return Flaw(Fault.REWARD, f"its reward is {episode.reward}")
+    return None
 
 
-def _check_steps(episode: Episode) -> str:
+def _check_steps(episode: Episode) -> Flaw | None:
     if not episode.steps:
-        return "it has no step"
+        return Flaw(Fault.EMPTY, "it has no step")
     for number, step in enumerate(episode.steps):
-        reason = _check_text(step) if step.rewards is None else _check_stretch(step, step.rewards)
-        if not reason and not np.isfinite(step.log_probs).all():
-            reason = "a log-probability is not finite"
-        if reason:
-            return f"step {number}: {reason}"
+        flaw = _check_text(step) if step.rewards is None else _check_stretch(step, step.rewards)
+        if flaw is None and not np.isfinite(step.log_probs).all():
+            flaw = Flaw(Fault.LOG_PROB, "a log-probability is not finite")
+        if flaw is not None:
+            return Flaw(flaw.fault, f"step {number}: {flaw.detail}")
     if episode.valid and not any(step.action.size for step in episode.steps):
-        return "no step has an action"
-    return ""
+        return Flaw(Fault.EMPTY, "no step has an action")
+    return None
 
 
-def _check_text(step: Step) -> str:
-    if step.observation.ndim != 1 or step.action.ndim != 1:
-        return "observation and action have one dimension each"
-    if step.log_probs.dtype != np.float32:
-        return f"log_probs are {step.log_probs.dtype}, not float32"
-    if step.log_probs.ndim != 1:
-        return f"log_probs have {step.log_probs.ndim} dimensions"
-    if step.action.dtype == np.int32 and len(step.log_probs) != len(step.action):
-        return f"{len(step.action)} action tokens have {len(step.log_probs)} log_probs"
-    return ""
+def _check_text(step: Step) -> Flaw | None:
+    for name, column, dtype in (
+        ("observation", step.observation, np.int32),
+        ("action", step.action, np.int32),
+        ("log_probs", step.log_probs, np.float32),
+    ):
+        if column.dtype != dtype:
+            return Flaw(Fault.DTYPE, f"{name} is {column.dtype}, not {np.dtype(dtype)}")
+        if column.ndim != 1:
+            return Flaw(Fault.SHAPE, f"{name} has {column.ndim} dimensions, not one")
+    if len(step.log_probs) != len(step.action):
+        return Flaw(Fault.SHAPE, f"{len(step.action)} action tokens have {len(step.log_probs)} log_probs")
+    return None
 
 
-def _check_stretch(step: Step, rewards: FloatArray) -> str:
+def _check_stretch(step: Step, rewards: FloatArray) -> Flaw | None:
     num = len(step.action)
-    if step.observation.ndim != 2 or step.observation.dtype != np.float32 or len(step.observation) != num + 1:
-        return (
-            f"observations are {step.observation.dtype} {step.observation.shape}; "
-            f"{num} actions need float32 ({num + 1}, size)"
-        )
+    for name, column in (("observation", step.observation), ("log_probs", step.log_probs), ("rewards", rewards)):
+        if column.dtype != np.float32:
+            return Flaw(Fault.DTYPE, f"{name} is {column.dtype}, not float32")
+    if step.action.dtype not in (np.int32, np.float32):
+        return Flaw(Fault.DTYPE, f"action is {step.action.dtype}, neither int32 nor float32")
+    if step.observation.ndim != 2 or len(step.observation) != num + 1:
+        return Flaw(Fault.SHAPE, f"observation is {step.observation.shape}; {num} actions need ({num + 1}, size)")
     for name, column in (("log_probs", step.log_probs), ("rewards", rewards)):
-        if column.shape != (num,) or column.dtype != np.float32:
-            return f"{name} are {column.dtype} {column.shape}; {num} actions need float32 ({num},)"
+        if column.shape != (num,):
+            return Flaw(Fault.SHAPE, f"{name} is {column.shape}; {num} actions need ({num},)")
     if not np.isfinite(step.observation).all() or not np.isfinite(rewards).all():
-        return "an observation or a reward is not finite"
-    return ""
+        return Flaw(Fault.OBSERVATION, "an observation or a reward is not finite")
+    return None
 
 
-def _check_spans(episode: Episode) -> str:
+def _check_spans(episode: Episode) -> Flaw | None:
     starts = [span.start for span in episode.spans]
     if not starts or starts[0] != 0:
-        return f"its version spans start at {starts[:1]}, not at 0"
+        return Flaw(Fault.SPANS, f"its version spans start at {starts[:1]}, not at 0")
     if any(later <= earlier for earlier, later in pairwise(starts)):
-        return f"its version spans do not rise: {starts}"
+        return Flaw(Fault.SPANS, f"its version spans do not rise: {starts}")
     num_tokens = sum(step.action.size for step in episode.steps)
     if starts[-1] and starts[-1] >= num_tokens:
-        return f"a version span starts at token {starts[-1]} of {num_tokens}"
-    return ""
+        return Flaw(Fault.SPANS, f"a version span starts at token {starts[-1]} of {num_tokens}")
+    return None

@@ -9,7 +9,7 @@ ordered by LSNs, and a task's newest lease is the one with the most attempts.
     a group   OPEN ──► READY ──► BATCHED ──► TRAINED | ZERO_SPREAD | SKIPPED
                 │        └─────► (dropped)─► STALE | OFF_BRANCH | ZERO_SPREAD
                 ├──► PENDING (a reward is not there yet) ──► READY | REWARD_TIMEOUT
-                ├──► FAULTY (a member is invalid) ──► QUARANTINED
+                ├──► FAULTY (a member is invalid or quarantined) ──► QUARANTINED
                 └──► ABANDONED, or LATE once an episode came after all
 
 No I/O here. Memory: about 1.2 KB a group of 8 for every group since the log began; rewards only of those not ended.
@@ -29,9 +29,11 @@ from contracts.records import (
     Closed,
     Disposition,
     Episode,
+    Fault,
     Feedback,
     Guard,
     Ledger,
+    Quarantined,
     Record,
     Served,
     Session,
@@ -59,6 +61,7 @@ class Fold:
     to_hand_again: set[int] = field(default_factory=set)  # positions whose newest lease was abandoned
     producers: dict[str, Producer] = field(default_factory=dict)
     num_episodes: int = 0
+    quarantined: Counter[Fault] = field(default_factory=Counter)
     num_late: int = 0
     num_trained: int = 0
     num_doubled: int = 0  # second copies in the log: always 0, counted so that a fault shows
@@ -106,6 +109,7 @@ class Fold:
             episodes=self.num_episodes,
             episodes_late=self.num_late,
             episodes_trained=self.num_trained,
+            quarantined={fault.value: self.quarantined[fault] for fault in Fault if self.quarantined[fault]},
         )
 
     def staleness(self, version: int, ancestor: int) -> int | None:
@@ -178,6 +182,23 @@ class Fold:
         self._remember(episode, lsn)
         self._place(group, data_lsn=lsn)
 
+    def _quarantined(self, lsn: int, record: Quarantined) -> None:
+        """It stands in its member's place, where it has one, and makes the group faulty."""
+        self.quarantined[record.fault] += 1
+        self._remember(record, lsn)
+        group = self._find(record.lease) if record.fault is not Fault.LEASE else None
+        if group is None:
+            return
+        if record.member in group.lsns:
+            self.num_doubled += 1
+            return
+        group.lsns[record.member] = lsn
+        if group.stage is not Stage.ENDED:
+            group.members[record.member] = Member(
+                valid=False, oldest_version=-1, reward=None, reward_lsn=lsn, ready_lsn=lsn, deadline=None
+            )
+        self._place(group, data_lsn=lsn)
+
     def _feedback(self, lsn: int, feedback: Feedback) -> None:
         """A reward counts until the group ends; those that may still change are few enough to search."""
         for stage in _REWARDABLE:
@@ -191,7 +212,9 @@ class Fold:
                         self._place(group)
                         return
 
-    def _remember(self, episode: Episode, lsn: int) -> None:
+    def _remember(self, episode: Episode | Quarantined, lsn: int) -> None:
+        if episode.seq < 0:
+            return
         producer = self.producers.get(episode.producer)
         if producer is None or producer.epoch < episode.producer_epoch:
             producer = self.producers[episode.producer] = Producer(episode.producer_epoch)
@@ -330,6 +353,7 @@ _RULES: dict[type[Record], Callable[..., None]] = {
     Task: Fold._task,
     Episode: Fold._episode,
     Feedback: Fold._feedback,
+    Quarantined: Fold._quarantined,
     Session: Fold._session,
     Closed: Fold._closed,
     Batch: Fold._batch,

@@ -1,45 +1,64 @@
-"""Takes episodes and late rewards in: checks them, knows second copies, and answers when they are safe."""
+"""Takes episodes and late rewards in: checks them, knows second copies, and answers when they are safe.
+
+An episode that no learner may read is no reason to stop a run and none to forget it: it is kept as QUARANTINED, with
+what is wrong, in its member's place. Its group ends as `quarantined` and is never sampled.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
-from buffers.checks import check_episode
+from buffers.checks import Flaw, encode_checked, find_flaw, quarantine
 from buffers.codec import encode
 from buffers.groups import Stage
 from buffers.state import StoreState
 from contracts.errors import StoreError
-from contracts.records import Ack, Episode, Feedback
+from contracts.records import Ack, Episode, Fault, Feedback, Quarantined
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """An episode and what becomes of it: its own record, or one that says why not."""
+
+    episode: Episode
+    record: Episode | Quarantined
+    payload: bytes
+
+    @property
+    def fault(self) -> Fault | None:
+        return self.record.fault if isinstance(self.record, Quarantined) else None
+
+    @property
+    def member(self) -> tuple[int, int] | None:
+        """(lease, member), or None where it belongs to no lease of this store."""
+        return None if self.fault is Fault.LEASE else (self.episode.lease, self.episode.member)
 
 
 class Intake:
     def __init__(self, state: StoreState) -> None:
         self._state = state
+        self._environment = state.config.control.id or state.config.environment.label
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
-        """See contracts.protocols.Store. All are kept or none.
-
-        Raises FencedError for an older epoch of a producer, StoreError for an episode that no learner could read.
-        """
-        for episode in episodes:
-            check_episode(episode)
-        payloads = [encode(episode) for episode in episodes]
+        """See contracts.protocols.Store. All are kept or none. Raises FencedError for an older epoch of a producer."""
         state = self._state
+        checked = [find_flaw(episode) or encode_checked(episode) for episode in episodes]
         state.sweep()
         with state.lock:
             for episode in episodes:
                 state.check_producer_locked(episode.producer, episode.producer_epoch)
-                self._check_lease(episode)
-            fresh = self._find_fresh(episodes)
-            waiting = self._find_waits(episodes)
-            if fresh:
-                waiting.add(self._submit([episodes[i] for i in fresh], [payloads[i] for i in fresh]))
+            arrivals = [self._receive(episode, found) for episode, found in zip(episodes, checked, strict=True)]
+            fresh = self._find_fresh(arrivals)
+            waiting = self._find_waits(arrivals)
+            own = self._submit([arrivals[place] for place in fresh]) if fresh else None
         for future in waiting:
             state.finish(future)
+        lsns = dict(zip(fresh, state.finish(own), strict=True)) if own is not None else {}
         with state.lock:
-            return [self._acknowledge(episode, is_fresh=i in fresh) for i, episode in enumerate(episodes)]
+            return [self._acknowledge(arrival, lsns.get(place)) for place, arrival in enumerate(arrivals)]
 
     def append_feedback(self, feedback: Feedback) -> int:
         """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut."""
@@ -49,45 +68,71 @@ class Intake:
             future = self._state.data.submit([feedback])
         return self._state.finish(future)[0]
 
-    def _check_lease(self, episode: Episode) -> None:
+    def _receive(self, episode: Episode, checked: bytes | Flaw) -> _Arrival:
+        """`checked`: its record, or what is wrong with it by itself."""
+        flaw = self._check_lease(episode) or (checked if isinstance(checked, Flaw) else self._check_origin(episode))
+        if flaw is None and isinstance(checked, bytes):
+            return _Arrival(episode, episode, checked)
+        assert flaw is not None
+        record = quarantine(episode, flaw)
+        return _Arrival(episode, record, encode(record))
+
+    def _check_lease(self, episode: Episode) -> Flaw | None:
         group = self._state.fold.groups.get(episode.lease)
         if group is None:
-            raise StoreError(f"episode {episode.episode_id}: {episode.lease} is no lease of this store")
+            return Flaw(Fault.LEASE, f"{episode.lease} is no lease of this store")
         task = group.task
-        if not 0 <= episode.member < task.group_size or episode.task_id != task.task_id:
-            raise StoreError(
-                f"episode {episode.episode_id}: lease {group.lease} is task {task.task_id} with members 0 to "
-                f"{task.group_size - 1}, not member {episode.member} of {episode.task_id}"
-            )
+        if 0 <= episode.member < task.group_size and episode.task_id == task.task_id:
+            return None
+        return Flaw(
+            Fault.LEASE,
+            f"lease {group.lease} is task {task.task_id} with members 0 to {task.group_size - 1}, "
+            f"not member {episode.member} of {episode.task_id}",
+        )
 
-    def _find_fresh(self, episodes: Sequence[Episode]) -> list[int]:
+    def _check_origin(self, episode: Episode) -> Flaw | None:
+        if episode.environment != self._environment:
+            return Flaw(
+                Fault.ENVIRONMENT, f"it is from {episode.environment!r}; this run's environment is {self._environment}"
+            )
+        unknown = sorted({span.version for span in episode.spans} - self._state.fold.versions.keys())
+        if unknown and episode.valid:
+            return Flaw(Fault.VERSION, f"the log knows no version {unknown[0]}")
+        return None
+
+    def _find_fresh(self, arrivals: Sequence[_Arrival]) -> list[int]:
         """Places of the episodes that are no second copies, in the log, on their way there, or in this call."""
-        fresh: dict[tuple[int, int], int] = {}
-        for place, episode in enumerate(episodes):
-            key = (episode.lease, episode.member)
-            if self._find_copy(episode) is None and self._state.leases.find_arriving(*key) is None:
-                fresh.setdefault(key, place)
+        fresh: dict[tuple[int, int] | str, int] = {}
+        for place, arrival in enumerate(arrivals):
+            member = arrival.member
+            on_its_way = member is not None and self._state.leases.find_arriving(*member) is not None
+            if self._find_copy(arrival) is None and not on_its_way:
+                fresh.setdefault(member or f"place {place}", place)
         return list(fresh.values())
 
-    def _find_copy(self, episode: Episode) -> int | None:
+    def _find_copy(self, arrival: _Arrival) -> int | None:
         """LSN of the copy in the log: the same lease and member, or the same producer, epoch and sequence number."""
-        fold = self._state.fold
-        known = fold.groups[episode.lease].lsns.get(episode.member)
-        if known is None:
-            producer = fold.producers.get(episode.producer)
-            if producer is not None and producer.epoch == episode.producer_epoch:
-                known = producer.lsns.get(episode.seq)
-        return known
+        fold, episode = self._state.fold, arrival.episode
+        if arrival.member is not None:
+            known = fold.groups[episode.lease].lsns.get(episode.member)
+            if known is not None:
+                return known
+        producer = fold.producers.get(episode.producer)
+        if producer is None or producer.epoch != episode.producer_epoch:
+            return None
+        return producer.lsns.get(episode.seq)
 
-    def _find_waits(self, episodes: Sequence[Episode]) -> set[Future[list[int]]]:
+    def _find_waits(self, arrivals: Sequence[_Arrival]) -> set[Future[list[int]]]:
         """What must be safe before the answer: first copies on their way, and records that end an episode's lease."""
         state = self._state
-        found = [state.leases.find_arriving(episode.lease, episode.member) for episode in episodes]
-        found += [state.ending.get(episode.lease) for episode in episodes]
+        members = [arrival.member for arrival in arrivals if arrival.member is not None]
+        found = [state.leases.find_arriving(*member) for member in members]
+        found += [state.ending.get(lease) for lease, _ in members]
         return {future for future in found if future is not None}
 
-    def _submit(self, episodes: Sequence[Episode], payloads: Sequence[bytes]) -> Future[list[int]]:
-        state, members = self._state, [(episode.lease, episode.member) for episode in episodes]
+    def _submit(self, arrivals: Sequence[_Arrival]) -> Future[list[int]]:
+        state = self._state
+        members = [arrival.member for arrival in arrivals if arrival.member is not None]
 
         def settle(_: list[int] | None) -> None:
             state.leases.arrived(members)
@@ -95,12 +140,22 @@ class Intake:
                 if state.fold.groups[lease].stage is not Stage.OPEN:
                     state.leases.release(lease)
 
-        future = state.data.submit(episodes, payloads=payloads, settle=settle)
+        future = state.data.submit(
+            [arrival.record for arrival in arrivals],
+            payloads=[arrival.payload for arrival in arrivals],
+            settle=settle,
+        )
         state.leases.expect(members, future)
         return future
 
-    def _acknowledge(self, episode: Episode, *, is_fresh: bool) -> Ack:
-        lsn = self._find_copy(episode)
-        assert lsn is not None  # its append, or its first copy's, has been applied
-        closed_at = self._state.fold.groups[episode.lease].closed_at
-        return Ack(lsn=lsn, duplicate=not is_fresh, late=closed_at is not None and lsn >= closed_at)
+    def _acknowledge(self, arrival: _Arrival, lsn: int | None) -> Ack:
+        is_fresh = lsn is not None
+        lsn = self._find_copy(arrival) if lsn is None else lsn
+        assert lsn is not None  # its first copy's append has been applied
+        closed_at = None if arrival.member is None else self._state.fold.groups[arrival.episode.lease].closed_at
+        return Ack(
+            lsn=lsn,
+            duplicate=not is_fresh,
+            late=closed_at is not None and lsn >= closed_at,
+            fault=arrival.fault,
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from console import doctor, evaluate, init, model, replay, run, snapshot, status, submit, sweep, trace
+from console import doctor, evaluate, init, model, replay, run, snapshot, status, store, submit, sweep, trace
 from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -66,6 +66,7 @@ app.command("trace")(trace.trace)
 app.command("doctor")(doctor.doctor)
 app.add_typer(model.app, name="model")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:

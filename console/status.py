@@ -123,6 +123,10 @@ def render(summary: Mapping[str, Any]) -> str:
     if ledger:
         ended = ", ".join(f"{count} {name}" for name, count in ledger["ended"].items() if count)
         lines.append(f"  tasks: {ledger['handed']} handed out = {ended or '0 ended'} + {ledger['in_flight']} in flight")
+        if ledger["quarantined"]:
+            lines.append(
+                f"  quarantined: {describe_faults(ledger['quarantined'])}; see: ratchet store inspect {summary['run']}"
+            )
         lines.append(f"  ledger: {'balanced' if ledger['balanced'] else 'DOES NOT BALANCE'}")
     if summary["idle"]:
         shares = ", ".join(
@@ -132,6 +136,12 @@ def render(summary: Mapping[str, Any]) -> str:
     if summary["state"] in ("crashed", "failed", "stopped"):
         lines.append(f"  go on with: ratchet resume {summary['run']}")
     return "\n".join(lines)
+
+
+def describe_faults(quarantined: Mapping[str, int]) -> str:
+    """How many episodes are quarantined, and why."""
+    why = ", ".join(f"{count} {fault}" for fault, count in sorted(quarantined.items(), key=lambda pair: -pair[1]))
+    return f"{sum(quarantined.values())} episodes ({why})"
 
 
 def _newest_version(view: StoreView | None) -> Version | None:
@@ -157,5 +167,6 @@ def _plain(ledger: Ledger) -> dict[str, Any]:
         "episodes": ledger.episodes,
         "episodes_late": ledger.episodes_late,
         "episodes_trained": ledger.episodes_trained,
+        "quarantined": ledger.quarantined,
         "balanced": ledger.balanced,
     }

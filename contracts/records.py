@@ -5,6 +5,7 @@ arrays. `buffers/codec.py` turns it into bytes and back by its fields alone; a f
 default, so that old bytes still read. An LSN is a byte position in the logical log: it names a record for ever.
 
     data      TASK ─► EPISODE × group_size ─► (FEEDBACK)          producer: rollout workers
+                      QUARANTINED in place of one that is no good
     control   SESSION ─► BATCH ─► VERSION ─► SERVED | GUARD       producer: update worker, supervisor
 
     a task's life:  handed ─► in flight ─► ready ─► exactly one Disposition
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+ByteArray = NDArray[np.uint8]
 Scalar = str | int | float | bool | None
 
 
@@ -32,6 +34,7 @@ class Kind(IntEnum):
     TASK = 2
     EPISODE = 3
     FEEDBACK = 4
+    QUARANTINED = 5
     SESSION = 64
     BATCH = 65
     VERSION = 66
@@ -63,6 +66,25 @@ class StopReason(str, Enum):
     ENV_INVALID = "env_invalid"  # it returned nonsense (wrong shape, NaN, infinite reward), after all retries
     ENGINE_ERROR = "engine_error"  # no completion came
     PROMPT_TOO_LONG = "prompt_too_long"  # and `model.truncation` is `refuse`: nothing was generated
+
+
+class Fault(str, Enum):
+    """What is wrong with an episode that no learner may read."""
+
+    IDENTITY = "identity"  # no id, or a negative sequence number
+    LEASE = "lease"  # no such lease in this store, or it is of another task, or has no such member
+    PURPOSE = "purpose"  # not made to be trained on
+    ENVIRONMENT = "environment"  # not the run's environment
+    VERSION = "version"  # a version acted that the log does not know
+    REWARD = "reward"  # one that is not finite, is missing, or belongs to an episode that ended in an error
+    EMPTY = "empty"  # no step, or no action
+    DTYPE = "dtype"
+    SHAPE = "shape"
+    LOG_PROB = "log_prob"  # one that is not finite
+    OBSERVATION = "observation"  # one, or a step's reward, that is not finite
+    SPANS = "spans"  # they do not cover the actions, each once
+    OVERSIZED = "oversized"  # more bytes than a frame may have
+    UNREADABLE = "unreadable"  # a value that the format cannot hold
 
 
 class Disposition(str, Enum):
@@ -179,6 +201,25 @@ class Feedback:
     reward_code: str = ""
     producer: str = ""
     wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """An episode that no learner may read, kept as it came, with the reason. It is its member's try: never another."""
+
+    KIND: ClassVar[Kind] = Kind.QUARANTINED
+    fault: Fault
+    detail: str  # one sentence
+    episode_id: str
+    lease: int  # as the episode says; with Fault.LEASE it names no lease of this store
+    member: int
+    task_id: str
+    producer: str
+    producer_epoch: int
+    seq: int
+    wall_time: float
+    num_bytes: int  # of the episode's own record; 0 where the format cannot hold it
+    payload: ByteArray  # that record, see buffers/codec.py; empty where it has no bytes or too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +380,7 @@ class Evaluation:
     wall_time: float = 0.0
 
 
-DataRecord = Task | Episode | Feedback
+DataRecord = Task | Episode | Feedback | Quarantined
 ControlRecord = Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation
 Record = DataRecord | ControlRecord
 
@@ -351,6 +392,7 @@ class Ack:
     lsn: int
     duplicate: bool = False  # the first copy stays; `lsn` is the first copy's
     late: bool = False  # its lease was closed before: stored, never trained
+    fault: Fault | None = None  # it is quarantined: stored as `Quarantined`, never trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +406,7 @@ class Ledger:
     episodes: int  # acknowledged
     episodes_late: int
     episodes_trained: int  # rows of batches that became versions
+    quarantined: dict[str, int] = field(default_factory=dict)  # Fault value -> episodes, beside those acknowledged
 
     @property
     def balanced(self) -> bool:

@@ -15,7 +15,7 @@ from itertools import chain
 
 import yaml
 
-from contracts.records import Disposition, StopReason
+from contracts.records import Disposition, Fault, StopReason
 
 _SYNC_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 _WORK_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -124,6 +124,12 @@ _STORE = (
         "Tasks by how they ended. With those in flight they sum to ratchet_tasks_handed.",
         disposition=tuple(disposition.value for disposition in Disposition),
     ),
+    _gauge(
+        "ratchet_episodes_quarantined",
+        "episodes",
+        "Episodes that no learner may read, since the run began, by what is wrong with them.",
+        fault=tuple(fault.value for fault in Fault),
+    ),
     _counter("ratchet_log_commits_total", "commits", "Group commits.", log=LOGS),
     _counter("ratchet_log_bytes_total", "bytes", "Bytes appended.", log=LOGS),
     _histogram("ratchet_log_sync_seconds", "Wall time of one fdatasync.", _SYNC_BUCKETS, log=LOGS),
@@ -186,6 +192,13 @@ ALERTS = (
         wait="0s",
         severity="warn",
         summary="a learner step of {{ $labels.run }} was skipped",
+    ),
+    Alert(
+        name="RatchetEpisodesQuarantined",
+        expression="sum by (run) (delta(ratchet_episodes_quarantined[10m])) > 0",
+        wait="0s",
+        severity="warn",
+        summary="{{ $value | humanize }} episodes of {{ $labels.run }} are no good: `ratchet store inspect` says why",
     ),
     Alert(
         name="RatchetLogSyncSlow",

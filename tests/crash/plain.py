@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from buffers.owner import StoreOwner, episode_id
-from configs.schema import CheckpointRule, Engine, Learner, Rollout, RunConfig, Store
+from configs.schema import CheckpointRule, Engine, Environment, Learner, Rollout, RunConfig, Store
 from contracts.protocols import Completion, InFlight, Prompt, Request, Sampling, StepResult, Verdict, WeightSet
 from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, Session, Span, StopReason
 from inference.parity import text_gap
@@ -139,7 +139,7 @@ class NumpyEngine:
 class GuessingGame:
     """Rewards the token that the item's index names. loops.text.TextEnvironment."""
 
-    name, version, reward_code = "guess", "1", "guess-1"
+    name, version, reward_code = Environment().label, "1", "guess-1"
 
     def prompts(self, split: str, indices: Sequence[int]) -> list[Prompt]:
         return [Prompt(task_id=f"guess/{split}/{index}", index=index, text=str(index)) for index in indices]

@@ -98,7 +98,7 @@ class Bench:
             "lease": lease.lsn,
             "member": member,
             "task_id": lease.task.task_id,
-            "environment": "test",
+            "environment": self.owner._state.config.environment.label,
             "environment_version": "1",
             "purpose": Purpose.TRAIN,
             "steps": (make_step(),),

@@ -34,7 +34,11 @@ def strategy_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*(strategy_of(argument) for argument in arguments))
     if origin is np.ndarray:
         scalar = get_args(arguments[1])[0]
-        items = FLOATS if np.issubdtype(scalar, np.floating) else st.integers(-(2**31), 2**31 - 1)
+        items = (
+            FLOATS
+            if np.issubdtype(scalar, np.floating)
+            else st.integers(int(np.iinfo(scalar).min), int(np.iinfo(scalar).max))
+        )
         shapes = st.tuples(st.lists(items, max_size=12), st.booleans())
         return shapes.map(lambda drawn: _array(drawn[0], scalar, square=drawn[1]))
     if origin is tuple:

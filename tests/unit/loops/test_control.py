@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from buffers.checks import check_episode
+from buffers.checks import find_flaw
 from configs.loader import load
 from configs.schema import RunConfig
 from contracts.errors import UserError
@@ -67,7 +67,7 @@ def test_what_is_recorded_is_what_was_played(tmp_path: Path, identifier: str) ->
     """A fresh environment, reset to the same seeds and given the recorded actions, shows the same and pays the same."""
     config = make_config(identifier)
     [episode] = make_player(tmp_path / "policy", config).play(leases(config, 7))
-    check_episode(signed(episode))
+    assert find_flaw(signed(episode)) is None
     assert sum(len(step.action) for step in episode.steps) == HORIZON
     again = Lanes(config.control, num=1)
     for number, step in enumerate(episode.steps):
@@ -127,7 +127,7 @@ def test_a_fault_costs_its_own_record(tmp_path: Path) -> None:
     for start in (0, 3):
         failed = player.play(leases(config, *range(start, start + 3)))
         for episode in failed:
-            check_episode(signed(episode))
+            assert find_flaw(signed(episode)) is None
             assert (episode.reward, episode.stop_reason) == (None, StopReason.ENV_ERROR)
             assert [len(step.action) for step in episode.steps] == [1]
 
