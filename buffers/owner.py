@@ -21,7 +21,7 @@ from buffers.groups import Stage
 from buffers.index import Index
 from buffers.indexing import Indexer
 from buffers.intake import Intake
-from buffers.log.files import write_durably
+from buffers.log.files import in_store_errors, write_durably
 from buffers.log.identity import Claim, claim, create_store, read_identity
 from buffers.log.writer import LogWriter
 from buffers.reading import Records
@@ -79,10 +79,11 @@ class StoreOwner:
             resources.callback(data.close)
             control = _open_log(folder / "control", held=held, config=config)
             resources.callback(control.close)
-            if not (folder / BEGUN).exists():
-                write_durably(folder / BEGUN, b"")
-            records = Records(folder, uuid=found)
-            index = _recover(folder, records, config=config, data_end=data.end_lsn, control_end=control.end_lsn)
+            with in_store_errors(f"{folder} cannot be opened"):
+                if not (folder / BEGUN).exists():
+                    write_durably(folder / BEGUN, b"")
+                records = Records(folder, uuid=found)
+                index = _recover(folder, records, config=config, data_end=data.end_lsn, control_end=control.end_lsn)
             resources.callback(index.close)
             state = StoreState(data=data, control=control, config=config, index=index, clock=clock)
             state.leases.orphans = set(state.fold.stages[Stage.OPEN])

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from contracts.errors import StoreFullError, StoreStoppedError, is_disk_full
+
+_BROKEN = frozenset({errno.EIO, errno.EROFS})  # EROFS: what a file system becomes after errors of its disk
+
+
+@contextmanager
+def in_store_errors(what: str) -> Iterator[None]:
+    """Say what the disk refuses in the store's own errors: StoreFullError, or StoreStoppedError where it is broken."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise StoreFullError(f"{what}: no room: {error.strerror}") from error
+        if error.errno in _BROKEN:
+            raise StoreStoppedError(f"{what}: the disk failed: {error!r}") from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -14,6 +33,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder`, and those above it that are missing, and all their names durable: whoever made them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = folder.stat().st_dev
+    for parent in folder.absolute().parents:
+        if parent.stat().st_dev != disk or not os.access(parent, os.R_OK):
+            return  # another disk, or not ours to make
+        sync_folder(parent)
 
 
 def write_all(fd: int, data: bytes, *, offset: int) -> None:
@@ -34,20 +63,15 @@ def write_durably(path: Path, data: bytes, *, replace: bool = True) -> None:
     try:
         write_all(fd, data, offset=0)
         os.fsync(fd)
-        publish(temporary, path, replace=replace)
+        if replace:
+            temporary.replace(path)
+        else:  # a hard link, unlike rename, never takes a name that is in use
+            path.hardlink_to(temporary)
+            temporary.unlink()
+        sync_folder(path.parent)
     finally:
         os.close(fd)
         temporary.unlink(missing_ok=True)
-
-
-def publish(temporary: Path, path: Path, *, replace: bool = False) -> None:
-    """Give a synced file its name, durably. A hard link, unlike rename, never takes a name that is in use."""
-    if replace:
-        temporary.replace(path)
-    else:
-        path.hardlink_to(temporary)
-        temporary.unlink()
-    sync_folder(path.parent)
 
 
 def find_data_end(fd: int, begin: int) -> int:

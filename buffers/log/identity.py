@@ -19,21 +19,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from buffers.log.files import write_all, write_durably
+from buffers.log.files import in_store_errors, make_folder, write_all, write_durably
 from buffers.log.frames import FORMAT_VERSION
 from buffers.log.watermark import read_boot_id
-from contracts.errors import FormatError, StoreBusyError, StoreError, StoreFullError, StoreIdentityError, is_disk_full
+from contracts.errors import FormatError, StoreBusyError, StoreError, StoreIdentityError
 
 _EXIT_WAIT_S = 10.0  # a killed process goes at once, unless the kernel is stuck in its input or output
 
 
 def create_store(folder: Path) -> UUID:
     """Make `folder` a store with a new identity. StoreIdentityError if it is one already."""
-    folder.mkdir(parents=True, exist_ok=True)
     uuid = uuid4()
     text = json.dumps({"format_version": FORMAT_VERSION, "uuid": str(uuid)}) + "\n"
     try:
-        write_durably(folder / "store.json", text.encode(), replace=False)
+        with in_store_errors(f"{folder} cannot be made a store"):
+            make_folder(folder)
+            write_durably(folder / "store.json", text.encode(), replace=False)
     except FileExistsError as error:
         raise StoreIdentityError(f"{folder} is a store already: {read_identity(folder)}") from error
     return uuid
@@ -98,6 +99,11 @@ def claim(folder: Path, *, uuid: UUID, take_over: bool = False) -> Claim:
     found = read_identity(folder)
     if found != uuid:
         raise StoreIdentityError(f"{folder} holds store {found}, not {uuid}")
+    with in_store_errors(f"{folder} cannot be claimed"):
+        return _claim(folder, uuid=uuid, take_over=take_over)
+
+
+def _claim(folder: Path, *, uuid: UUID, take_over: bool) -> Claim:
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock(fd):
@@ -110,11 +116,6 @@ def claim(folder: Path, *, uuid: UUID, take_over: bool = False) -> Claim:
         _write_holder(fd)
         epoch = _read_epoch(folder) + 1
         write_durably(folder / "epoch", f"{epoch}\n".encode())
-    except OSError as error:
-        os.close(fd)
-        if is_disk_full(error):
-            raise StoreFullError(f"{folder}: no room to claim the store: {error.strerror}") from error
-        raise
     except BaseException:
         os.close(fd)
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
-from buffers.log.files import find_data_end, publish, write_all
+from buffers.log.files import find_data_end, sync_folder, write_all
 from buffers.log.frames import (
     HEADER_BYTES,
     RawFrame,
@@ -83,21 +84,26 @@ class SegmentFile:
             )
         path = name_segment(folder, start_lsn)
         temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            os.posix_fallocate(fd, 0, size)
-            write_all(fd, schema, offset=0)
-            os.fsync(fd)
-            publish(temporary, path)
-        except OSError as error:
-            os.close(fd)
-            if is_disk_full(error):
-                raise StoreFullError(f"{folder}: no room for a segment of {size} bytes: {error.strerror}") from error
-            if isinstance(error, FileExistsError):
-                raise FencedError(f"{path} was made by another owner") from error
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        with ExitStack() as undo:
+            undo.callback(temporary.unlink, missing_ok=True)
+            try:
+                fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+                undo.callback(os.close, fd)
+                os.posix_fallocate(fd, 0, size)
+                write_all(fd, schema, offset=0)
+                os.fsync(fd)
+                path.hardlink_to(temporary)  # unlike rename, never takes a name that is in use
+            except OSError as error:
+                if is_disk_full(error):
+                    raise StoreFullError(
+                        f"{folder}: no room for a segment of {size} bytes: {error.strerror}"
+                    ) from error
+                if isinstance(error, FileExistsError):
+                    raise FencedError(f"{path} was made by another owner") from error
+                raise
+            temporary.unlink()
+            sync_folder(folder)  # the log goes on in a file with a name: an error from here on is no refusal
+            undo.pop_all()
         return cls(fd, path=path, start_lsn=start_lsn, size=size)
 
     def write(self, data: bytes, *, lsn: int) -> None:

@@ -57,7 +57,11 @@ class WatermarkFile:
     def __init__(self, folder: Path, *, uuid: UUID, epoch: int) -> None:
         self._uuid, self._boot_id, self._epoch = uuid, read_boot_id(), epoch
         self._fd = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT, 0o644)
-        sync_folder(folder)
+        try:
+            sync_folder(folder)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def write(self, *, durable_lsn: int, end_lsn: int) -> None:
         fields = (self._uuid.bytes, self._boot_id.bytes, self._epoch, durable_lsn, end_lsn)

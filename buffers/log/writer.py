@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from buffers.log.files import sync_folder
+from buffers.log.files import in_store_errors, make_folder
 from buffers.log.frames import FIRST_DIGEST, Encoder, check_records, count_frame_bytes
 from buffers.log.recovery import Recovery, examine, refuse_rot, repair
 from buffers.log.segments import SegmentFile, list_starts
@@ -120,30 +120,32 @@ class LogWriter:
 
         Raises StoreIdentityError (no log here, or another one; `create`: there is one already), FormatError,
         FencedError (an owner with a larger epoch was here), RotError (damage, if `strict`), StoreFullError (`create`,
-        or no room to keep a tear). A log whose disk is full opens: it reads, and refuses appends until there is room.
+        or no room to keep a tear), StoreStoppedError (the disk fails). A log whose disk is full opens: it reads, and
+        refuses appends until there is room.
         """
-        if create:
-            recovery, digest = _create(folder), FIRST_DIGEST
-        else:
-            found = examine(folder, uuid=store_uuid, log_name=folder.name, chained=chained)
-            if found.epoch > epoch:
-                raise FencedError(f"{folder}: epoch {epoch} is over, an owner of epoch {found.epoch} wrote here")
-            if strict:
-                refuse_rot(found, folder=folder)
-            recovery, digest = repair(folder, found), found.digest
-        writer = cls(
-            folder,
-            store_uuid=store_uuid,
-            epoch=epoch,
-            recovery=recovery,
-            digest=digest if chained else None,
-            segment_bytes=segment_bytes,
-            commit_bytes=commit_bytes,
-            commit_wait_s=commit_wait_s,
-            reserve_bytes=reserve_bytes,
-            still_owner=still_owner,
-        )
-        writer._start(must_have_room=create)
+        with in_store_errors(f"{folder} cannot be opened"):
+            if create:
+                recovery, digest = _create(folder), FIRST_DIGEST
+            else:
+                found = examine(folder, uuid=store_uuid, log_name=folder.name, chained=chained)
+                if found.epoch > epoch:
+                    raise FencedError(f"{folder}: epoch {epoch} is over, an owner of epoch {found.epoch} wrote here")
+                if strict:
+                    refuse_rot(found, folder=folder)
+                recovery, digest = repair(folder, found), found.digest
+            writer = cls(
+                folder,
+                store_uuid=store_uuid,
+                epoch=epoch,
+                recovery=recovery,
+                digest=digest if chained else None,
+                segment_bytes=segment_bytes,
+                commit_bytes=commit_bytes,
+                commit_wait_s=commit_wait_s,
+                reserve_bytes=reserve_bytes,
+                still_owner=still_owner,
+            )
+            writer._start(must_have_room=create)
         return writer
 
     def append(self, frames: Sequence[tuple[int, bytes]], *, durable: bool = True) -> list[int]:
@@ -194,14 +196,22 @@ class LogWriter:
 
     def _start(self, *, must_have_room: bool) -> None:
         try:
-            self._active = self._create_segment(0)
-        except StoreFullError:
-            if must_have_room:
-                self._watermark.close()
-                raise
-        self._watermark.write(durable_lsn=self._durable_lsn, end_lsn=self._end_lsn)
-        self._watermark.sync()
+            try:
+                self._active = self._create_segment(0)
+            except StoreFullError:
+                if must_have_room:
+                    raise
+            self._watermark.write(durable_lsn=self._durable_lsn, end_lsn=self._end_lsn)
+            self._watermark.sync()
+        except BaseException:
+            self._close_files()
+            raise
         self._thread.start()
+
+    def _close_files(self) -> None:
+        if self._active is not None:
+            self._active.close()
+        self._watermark.close()
 
     def _enqueue(self, request: _Request) -> Future[list[int]]:
         with self._changed:
@@ -225,9 +235,7 @@ class LogWriter:
         except Exception as error:  # noqa: BLE001  the border of the thread: whatever it was, nobody may wait for ever
             self._stop(StoreStoppedError(f"{self._folder}: the log stopped for good: {error!r}"))
         finally:
-            if self._active is not None:
-                self._active.close()
-            self._watermark.close()
+            self._close_files()
 
     def _stop(self, error: StoreError) -> None:
         with self._changed:
@@ -396,10 +404,9 @@ class LogWriter:
 
 def _create(folder: Path) -> Recovery:
     """An empty log folder. StoreIdentityError if it holds a log already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if list_starts(folder):
         raise StoreIdentityError(f"{folder} already holds a log")
-    sync_folder(folder.parent)
     return Recovery(end_lsn=0, durable_lsn=0, num_frames=0, torn_bytes=0, torn_file=None, rot=(), uncertain_from=None)
 
 

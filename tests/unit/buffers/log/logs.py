@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import google_crc32c
 
@@ -72,6 +72,12 @@ def patch_frame(folder: Path, lsn: int, *, offset: int, data: bytes) -> None:
     blank = bytes(content[start : start + 4]) + bytes(4) + bytes(content[start + 8 : end])
     struct.pack_into("<I", content, start + 4, google_crc32c.value(blank))
     path.write_bytes(content)
+
+
+def boot_again(watermark: bytes) -> bytes:
+    """The watermark file as another boot of the machine finds it."""
+    record = watermark[:24] + uuid4().bytes + watermark[40:-4]
+    return record + int(google_crc32c.value(record)).to_bytes(4, "little")
 
 
 def start_child(role: str, *arguments: str) -> subprocess.Popen[str]:

@@ -19,6 +19,7 @@ from contracts.errors import FormatError, RotError
 from tests.unit.buffers.log.logs import (
     SMALL_SEGMENT,
     STORE,
+    boot_again,
     find_path,
     flip_bit,
     open_log,
@@ -54,12 +55,6 @@ def recover(folder: Path, *, chained: bool = False) -> Recovery:
     writer = open_log(folder, epoch=9, chained=chained)
     writer.close()
     return writer.recovery
-
-
-def boot_again(watermark: bytes) -> bytes:
-    """The watermark file as another boot of the machine finds it."""
-    record = watermark[:24] + uuid4().bytes + watermark[40:-4]
-    return record + int(google_crc32c.value(record)).to_bytes(4, "little")
 
 
 def lose_power(moment: Moment, rng: random.Random) -> Files:
