@@ -12,6 +12,7 @@ from tests.crash.run import DRAIN_S, Run
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
+@pytest.mark.slow
 def test_adapters_are_rebuilt_bit_for_bit(tmp_path: Path) -> None:
     """Dropout on: what it drew in the steps that are computed again must be drawn again."""
     with closing(Run(tmp_path)) as run:

@@ -249,6 +249,7 @@ def die_of(run: Run) -> None:
 
 
 @ray
+@pytest.mark.slow
 def test_other_bits_make_new_versions(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run.view()
     old = dict(before.fold.versions)
