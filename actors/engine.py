@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.measure import EngineMeter
+from actors.measure import EngineMeter, engine_works
 from actors.process import Process, group, refusing
 from actors.tenants import tenant
 from configs.schema import RunConfig
@@ -24,15 +23,16 @@ class EngineActor(Process):
     @refusing
     def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
         super().__init__(
-            f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads, working=working
+            f"engine-{rank}", config=config, folder=Path(folder), threads=config.engine.threads, working=engine_works
         )
         self._measure = EngineMeter(self.metrics)
         self._timeout_s = config.engine.timeout_s
         self._in_flight = InFlight(config.engine.in_flight)
         self._engine = tenant(config).build_engine(Path(folder) / "model")
-        self._end_pause: Callable[[], None] = lambda: None
+        self._end_hold: dict[str, Callable[[], None]] = {}  # of the spans in which it may not generate
         if config.cluster.mode == "colocated":  # the first turn is the update worker's
             self._engine.sleep(timeout_s=self._timeout_s)
+            self._hold("asleep")
         log.info("engine ready")
 
     @group("data")
@@ -44,7 +44,7 @@ class EngineActor(Process):
     def pause(self, in_flight: InFlight) -> None:
         with spans.span("pause", track="publish"):
             self._engine.pause(in_flight, timeout_s=self._timeout_s)
-        self._end_pause = spans.begin("paused", track="paused")
+        self._hold("paused")
 
     @group("publish")
     def push(self, weights: WeightSet) -> None:
@@ -59,18 +59,28 @@ class EngineActor(Process):
     @group("publish")
     def resume(self) -> None:
         self._engine.resume()
-        self._end_pause()
-        self._end_pause = lambda: None
+        self._release("paused")
 
     @group("publish")
     def sleep(self) -> None:
         with spans.span("sleep", track="publish"):
             self._engine.sleep(timeout_s=self._timeout_s)
+        self._hold("asleep")
 
     @group("publish")
     def wake(self) -> None:
         with spans.span("wake", track="publish"):
             self._engine.wake()
+        self._release("asleep")
+
+    def _hold(self, name: str) -> None:
+        if name not in self._end_hold:
+            self._end_hold[name] = spans.begin(name, track="held")
+
+    def _release(self, name: str) -> None:
+        end = self._end_hold.pop(name, None)
+        if end is not None:
+            end()
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
@@ -82,8 +92,3 @@ class EngineActor(Process):
     def stop(self) -> None:
         self._engine.close()
         self.stopping.set()
-
-
-def working(open_spans: Counter[str]) -> bool:
-    """An engine works while it loads or checks weights, or has requests in it and is not held for a push."""
-    return bool(open_spans["push"] or open_spans["probe"] or (open_spans["generate"] and not open_spans["paused"]))

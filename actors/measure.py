@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ STAT_GAUGES = {
     "importance_ess": "ratchet_importance_ess_ratio",
     "episodes": "ratchet_batch_episodes",
 }
+# Spans in which the update worker computes or writes: on its own thread, unless that waits for a version to be settled,
+# and on the one that publishes beside it. In every other one it waits for others.
+OWN_WORK = ("warm_start", "read", "update", "save", "decide", "checkpoint")
+WORK_BESIDE = ("push", "score")
 
 
 class Totals:
@@ -127,3 +132,14 @@ class StoreMeter:
             if stats["commits"] > self._syncs.get(log, 0.0):
                 self._syncs[log] = stats["commits"]
                 metrics.observe("ratchet_log_sync_seconds", stats["last_sync_s"], log=log)
+
+
+def engine_works(open_spans: Counter[str]) -> bool:
+    """An engine works while it loads or checks weights, or has requests in it and is not held for a push or a step."""
+    held = open_spans["paused"] or open_spans["asleep"]
+    return bool(open_spans["push"] or open_spans["probe"] or (open_spans["generate"] and not held))
+
+
+def learner_works(open_spans: Counter[str]) -> bool:
+    own = not open_spans["settle"] and any(open_spans[name] for name in OWN_WORK)
+    return own or any(open_spans[name] for name in WORK_BESIDE)

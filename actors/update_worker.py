@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.measure import UpdateMeter
+from actors.measure import UpdateMeter, learner_works
 from actors.process import Process, group, refusing
 from actors.tenants import tenant
 from actors.transport import EngineFleet, StoreClient, wait_for
@@ -36,7 +35,7 @@ class UpdateWorkerActor(Process):
     def __init__(self, config: RunConfig, folder: str, store: Any, engines: Sequence[Any], evaluator: Any) -> None:
         self._folder, self._config = Path(folder), config
         super().__init__(
-            "update-0", config=config, folder=self._folder, threads=config.learner.threads, working=working
+            "update-0", config=config, folder=self._folder, threads=config.learner.threads, working=learner_works
         )
         self._meter = UpdateMeter(self.metrics, steps=config.steps)
         self._lines = JsonLines(self._folder / "metrics.jsonl")
@@ -149,10 +148,3 @@ class MeasuredPublisher:
         outcome = self._publisher.publish(weights)
         self._meter.push(outcome, self._publisher.last_push_s)
         return outcome
-
-
-def working(open_spans: Counter[str]) -> bool:
-    """The update worker works unless it waits for others: for a batch, for scores, for sequences in flight. What it
-    publishes meanwhile may wait, too."""
-    waiting = open_spans["wait"] or open_spans["evaluate"] or open_spans["pause"]
-    return open_spans["update"] > 0 or (bool(open_spans.total()) and not waiting)

@@ -70,7 +70,9 @@ class Publisher(Generic[Ask, Answer]):
         with span("push"):
             self._fleet.push(weights)
         with span("probe"):
-            return max(self._gap(answers) for answers in self._fleet.probe(self._probes))
+            answers = self._fleet.probe(self._probes)
+        with span("score"):
+            return max(self._gap(one) for one in answers)
 
     def _refuse(self, weights: WeightSet, off: float) -> Guard:
         self._refused_in_a_row += 1

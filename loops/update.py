@@ -261,7 +261,8 @@ class UpdateLoop:
         """One fresh step; after two failures, in this process or in ones that it killed, the batch is skipped."""
         failures = sum(isinstance(r, Failure) and r.batch_lsn == lsn for _, r in self._at.records)
         if not self._recovering:  # else they sleep already
-            self._ports.sleep()
+            with span("sleep", step=batch.step):
+                self._ports.sleep()
         while failures < FAILURES_TO_SKIP:
             try:
                 episodes = self._read(batch)
@@ -324,12 +325,14 @@ class UpdateLoop:
         publishing, self._publishing = self._publishing, None
         if publishing is not None:
             start = time.monotonic()
-            publishing.result()
+            with span("settle"):
+                publishing.result()
             self._seconds["publish"] = self._seconds.get("publish", 0.0) + time.monotonic() - start
 
     def _publish(self, weights: WeightSet, step: int) -> None:
         with span("publish", step=step):
-            self._ports.wake()
+            with span("wake"):
+                self._ports.wake()
             outcome = self._ports.publisher.publish(weights)
         self._ports.store.decide(outcome, self._session)
         if isinstance(outcome, Guard):
