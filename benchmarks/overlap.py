@@ -1,4 +1,5 @@
-"""Does it pay to generate while learning? `python -m benchmarks.overlap [--quick] [--curves] [--json FILE]`.
+"""Does it pay to generate while learning? `python -m benchmarks.overlap [--quick] [--rounds N] [--curves]
+[--json FILE]`.
 
 The quickstart, with engine and update worker pinned to one core each, in `async` and in `sync` mode; the peer is `sync`
 with every process free to use both cores. Completions a second are counted from the run's own metrics between two
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -74,6 +76,7 @@ def measure(variant: Variant, *, settings: Sequence[str], steps: int, scratch: P
         "step_s": round(seconds / len(window), 4),
         **{part: round(sum(line[part] for line in window) / len(window), 4) for part in PARTS},
         "idle": status.get("idle"),
+        "load": round(os.getloadavg()[0], 1),
         "steps": len(window),
     }
 
@@ -153,6 +156,7 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="60 steps a variant instead of 200")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each variant runs; medians are compared")
     parser.add_argument("--curves", action="store_true", help="the learning curves too: nine runs of some minutes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
@@ -162,8 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ratchet-overlap-") as folder:
         scratch = Path(folder)
         steps = 60 if options.quick else 200
-        rows = [measure(each, settings=options.settings, steps=steps, scratch=scratch) for each in VARIANTS]
-        overlapped, pinned, free = (row["completions_per_s"] for row in rows)
+        rows = []
+        for number in range(options.rounds):
+            for variant in VARIANTS:
+                row = measure(variant, settings=options.settings, steps=steps, scratch=scratch / str(number))
+                rows.append({"round": number, **row})
+                print(json.dumps(rows[-1]), flush=True)
+        overlapped, pinned, free = (median_speed(rows, variant.name) for variant in VARIANTS)
         goals = [
             goal("async pinned / sync pinned", GOAL_OVERLAP, overlapped / pinned),
             goal("async pinned / sync free", GOAL_FREE, overlapped / free),
@@ -178,13 +187,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gap = max(one["low"] for one in summary) - min(one["high"] for one in summary)
             goals.append(goal("gap between the intervals of the gains", 0.0, gap, at_most=True))
             rows += [*curves, *summary]
-    for row in rows:
+    for row in rows[options.rounds * len(VARIANTS) :]:
         print(json.dumps(row))
     for one in goals:
         print(f"{one['name']}: {one['measured']}, goal {one['goal']}, {'met' if one['met'] else 'missed'}")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "goals": goals}, indent=1))
     return 0
+
+
+def median_speed(rows: Sequence[dict[str, Any]], variant: str) -> float:
+    return statistics.median(float(row["completions_per_s"]) for row in rows if row["variant"] == variant)
 
 
 def goal(name: str, wanted: float, measured: float, *, at_most: bool = False) -> dict[str, Any]:

@@ -55,6 +55,14 @@ class Job:
                 used[process.pid, process.create_time()] = (role_of(process.cmdline()), times.user + times.system)
         return used
 
+    def resident_bytes(self) -> int:
+        """Of all live processes together. What several of them share is counted for each."""
+        total = 0
+        for process in self._alive():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
     def kill(self) -> None:
         """SIGKILL to every process, the ones that are being started included."""
         deadline = time.monotonic() + DEAD_S

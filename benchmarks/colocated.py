@@ -1,0 +1,110 @@
+"""What sharing costs: `python -m benchmarks.colocated [--quick] [--rounds N] [--config FILE] [--json FILE]`.
+
+The same run, engine and update worker each in a place of its own against both in one place, taking turns
+(cluster.mode=colocated), one after the other in every round. Seconds are from the command to its report, start-up, warm
+start and evaluations included; the rest is from the run's own metrics and spans. Memory is the largest sum of
+the resident sizes of the run's processes, which counts shared pages more than once; on a GPU see the run's own metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import environment_of, set_words
+from benchmarks.processes import Job
+from telemetry.logs import read_lines
+from telemetry.spans import read
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = {"separate": (), "colocated": ("cluster.mode=colocated",)}
+GOAL = 1.3  # times as long, at most
+LOOK_S = 1.0
+RUN_S = 3600.0
+PAUSES = ("pause", "push", "probe", "sleep", "wake")
+
+
+def measure(mode: str, *, config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
+    """One run to its end. Raises SystemExit where it fails."""
+    root.mkdir(parents=True)
+    words = set_words([*settings, *MODES[mode], f"root={root}"])
+    command = [sys.executable, "-m", "console.main", "run", config, *words, "--json"]
+    started, largest = time.monotonic(), 0
+    job = Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / "said.txt")
+    try:
+        while not job.ended:
+            largest = max(largest, job.resident_bytes())
+            if time.monotonic() - started > RUN_S:
+                raise SystemExit(f"not over after {RUN_S:g} s: {job.log}")
+            time.sleep(LOOK_S)
+    finally:
+        job.kill()
+    if job.code:
+        raise SystemExit(f"the run ended with code {job.code}: {job.log}")
+    seconds = time.monotonic() - started
+    run = (root / "latest").resolve()
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "step"]
+    window = lines[len(lines) // 10 :]
+    clock = window[-1]["time"] - window[0]["time"]
+    status = json.loads(job.log.read_text().splitlines()[-1])
+    return {
+        "mode": mode,
+        "seconds": round(seconds, 1),
+        "step_s": round(clock / (len(window) - 1), 4),
+        "completions_per_s": round(sum(line["episodes"] for line in window[1:]) / clock, 1),
+        "tokens_per_s": round(sum(line["tokens"] for line in window[1:]) / clock, 1),
+        "pauses_s": pauses(run),
+        "memory_gib": round(largest / 2**30, 2),
+        "idle": status.get("idle"),
+        "held_out": [round(status["held_out"][key], 4) for key in ("first", "last")],
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def pauses(run: Path) -> dict[str, float]:
+    """Median seconds of what keeps the engines from generating."""
+    found: dict[str, list[float]] = {name: [] for name in PAUSES}
+    for session in read(run / "spans"):
+        if session.role.startswith("engine"):
+            for span in session.spans:
+                if span.name in found:
+                    found[span.name].append(span.duration_ns / 1e9)
+    return {name: round(statistics.median(times), 4) for name, times in found.items() if times}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="60 steps, few held-out items")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each runs; medians are compared")
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    quick = ["steps=60", "environment.held_out_items=32", "evaluate.samples=1"] if options.quick else []
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="ratchet-colocated-") as scratch:
+        for number in range(options.rounds):
+            for mode in MODES:
+                root = Path(scratch) / f"{mode}-{number}"
+                row = measure(mode, config=options.config, settings=[*quick, *options.settings], root=root)
+                rows.append({"round": number, **row})
+                print(json.dumps(rows[-1]), flush=True)
+    apart, together = (statistics.median(row["seconds"] for row in rows if row["mode"] == mode) for mode in MODES)
+    ratio = round(together / apart, 3)
+    goal = {"name": "colocated: times as long as separate", "goal": GOAL, "measured": ratio, "met": ratio <= GOAL}
+    print(f"{goal['name']}: {ratio}, goal {GOAL}, {'met' if goal['met'] else 'missed'}")
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows, "goals": [goal]}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
