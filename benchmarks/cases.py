@@ -103,9 +103,11 @@ LONG = Case(
 
 
 def placed(case: Case, folder: Path) -> Case:
-    """The case with its own items, where it has any, in `folder`."""
+    """The case with its own items, where it has any, in a folder inside `folder`: a run takes a copy of all that is
+    beside its configuration."""
     if case is not LONG:
         return case
+    folder = folder / f"case-{case.name}"
     folder.mkdir(parents=True, exist_ok=True)
     draws = random.Random(0)
     prefixes = ["".join(letters) for letters in _triples()]

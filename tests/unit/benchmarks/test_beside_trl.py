@@ -45,8 +45,7 @@ def test_trl_is_given_the_prompts_in_ratchets_order() -> None:
 
 def test_the_long_case_asks_for_lengths_spread_evenly(tmp_path: Path) -> None:
     case = placed(LONG, tmp_path)
-    assert case.run_file.parent == tmp_path
-    lines = list(read_lines(tmp_path / COUNTDOWN))
+    lines = list(read_lines(case.run_file.parent / COUNTDOWN))
     lengths = Counter(len(line["answer"]) + 1 for line in lines)
     assert sorted(lengths) == list(range(3, 256, 2))
     assert max(lengths.values()) - min(lengths.values()) <= 1
