@@ -14,13 +14,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from buffers.log.files import sync_folder
+from buffers.log.files import sync_folder, sync_tree
 from buffers.log.reader import LogReader
 from buffers.view import StoreView
 from contracts.errors import FormatError, RunFolderError, UserError
@@ -70,7 +70,7 @@ def create(run_folder: Path, name: str) -> Path:
     try:
         described = _fill(draft, run_folder, name)
         (draft / MANIFEST).write_text(json.dumps({"format": FORMAT, **asdict(described)}, indent=1) + "\n")
-        _sync_tree(draft)
+        sync_tree(draft)
         draft.rename(final)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -263,18 +263,3 @@ def _raise(error: OSError) -> None:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_tree(folder: Path) -> None:
-    for current, _, names in os.walk(folder, topdown=False):
-        for path in _in(current, names):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        sync_folder(Path(current))
-
-
-def _in(folder: str, names: Iterable[str]) -> Iterator[Path]:
-    return (Path(folder) / name for name in names)

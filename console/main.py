@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from console import doctor, evaluate, init, model, replay, run, snapshot, status, store, submit, sweep, trace
+from console import doctor, evaluate, export, init, model, replay, run, snapshot, status, store, submit, sweep, trace
 from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -61,6 +61,7 @@ app.command("status")(status.status)
 app.command("stop")(run.stop)
 app.command("replay")(replay.replay)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor.doctor)

@@ -41,6 +41,38 @@ def inspect(
         typer.echo(line)
 
 
+@app.command()
+def ask(
+    run: Run,
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUESTION", help="reward-by-version, staleness, quarantine, most-replayed, tokens-a-day"
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Ask the run's experience one of five questions."""
+    from buffers.questions import ask as answer
+    from buffers.tables import Experience
+
+    found = answer(Experience(resolve(run) / "store"), question)
+    if as_json:
+        rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+        typer.echo(json.dumps({"question": question, "rows": rows}, default=str))
+        return
+    lines = [found.columns, *([_show(value) for value in row] for row in found.rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(found.columns))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def to_json(contents: Contents) -> dict[str, Any]:
     """What `ratchet store inspect --json` prints."""
     return {

@@ -45,6 +45,18 @@ def make_folder(folder: Path) -> None:
         sync_folder(parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make every file and name below `folder` durable."""
+    for current, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fd = os.open(Path(current) / name, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(current))
+
+
 def write_all(fd: int, data: bytes, *, offset: int) -> None:
     """Write every byte, however few the kernel takes at a time."""
     view = memoryview(data)

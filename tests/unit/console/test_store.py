@@ -57,3 +57,12 @@ def test_quarantined_episodes_are_shown_with_their_reason(finished_run: Path, tm
     assert json.loads(ratchet("store", "inspect", str(folder), "--json", "--newest", "0"))["quarantined"] == []
     assert "quarantined: 1 episodes (1 reward)" in ratchet("status", str(folder))
     assert json.loads(ratchet("status", str(folder), "--json"))["ledger"]["quarantined"] == {"reward": 1}
+
+
+def test_export_writes_tables_and_says_how_many_rows(finished_run: Path, tmp_path: Path) -> None:
+    text = ratchet("export", str(finished_run), "--out", str(tmp_path / "out"))
+    assert "episodes: 24 rows" in text
+    made = json.loads(ratchet("export", str(finished_run), "--out", str(tmp_path / "more"), "--json"))
+    assert made["rows"]["batches"] == made["rows"]["episodes"] == 24
+    answer = CliRunner().invoke(app, ["export", str(finished_run), "--out", str(tmp_path / "out")])
+    assert (answer.exit_code, "something already" in answer.output) == (2, True)
