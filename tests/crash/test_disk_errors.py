@@ -14,6 +14,7 @@ from buffers.owner import StoreOwner
 from contracts.errors import StoreError, StoreFullError, StoreIdentityError, StoreStoppedError
 from tests.crash.disk import BROKEN, FULL, SYNCS, TAKES_SPACE, Fault, Name, unsynced, watched
 from tests.unit.buffers.bench import make_step, name_task, opened, small_config
+from tests.unit.buffers.log.logs import open_log
 
 T = TypeVar("T")
 SEGMENT_BYTES = 4096
@@ -120,6 +121,20 @@ def test_a_disk_that_fails_at_any_operation_stops_the_owner_for_good(tmp_path: P
     for fault, life in try_each(lambda nth: Fault(BROKEN, names, nth=nth), tmp_path):
         assert all(isinstance(error, StoreStoppedError | StoreIdentityError) for error in life.errors), fault.hit
         assert life.errors or life.num_kept == 8  # it was closing, and had nothing left to promise
+
+
+def test_a_name_that_cannot_be_synced_stops_the_owner(tmp_path: Path) -> None:
+    """Even for want of room: the new segment may have its name, so the old one may not go on."""
+    folder = tmp_path / "data"
+    writer = open_log(folder, create=True)
+    kept = [writer.append([(2, bytes(9000))])[0]]
+    with watched(tmp_path, before=Fault(FULL, ("sync_folder",))), pytest.raises(StoreStoppedError):
+        writer.append([(2, bytes(9000))])
+    with pytest.raises(StoreStoppedError):
+        writer.append([(2, b"small")])
+    writer.close()
+    open_log(folder, epoch=2).close()
+    assert [frame.lsn for frame in LogReader(folder).scan()] == kept
 
 
 @pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])

@@ -1,0 +1,356 @@
+"""Put faults into a copy of the store's source and see a test notice each: `python -m tests.crash.mutations`.
+
+A fault is a patch of one place of the real source, found by its text, which must be there exactly once. First every
+named test must pass on the copy as it is. Prints a table; exit code 1 where a fault survives, 2 where a patch no longer
+fits the source: then the fault is to be written again, in `FAULTS` below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("buffers", "configs", "contracts", "telemetry", "tests", "pyproject.toml")
+LIMIT_S = 600.0
+LOG = "tests/unit/buffers/log"
+POWER = "tests/crash/test_power_loss.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str  # exactly once in the file
+    new: str
+    test: str  # that must fail
+
+
+FAULTS = (
+    Fault(
+        "the sync of a commit is skipped",
+        "buffers/log/segments.py",
+        "        os.fdatasync(self._fd)\n",
+        "        pass\n",
+        f"{POWER}::test_what_was_promised_survives",
+    ),
+    Fault(
+        "an append is acknowledged before it is synced",
+        "buffers/log/writer.py",
+        """            self._sync()
+            self._acknowledge([request for request in group if request.durable])
+""",
+        """            self._acknowledge([request for request in group if request.durable])
+            self._sync()
+""",
+        f"{POWER}::test_what_was_promised_survives",
+    ),
+    Fault(
+        "the folder of a new segment is not synced",
+        "buffers/log/segments.py",
+        "            sync_folder(folder)  # the log goes on",
+        "            # the log goes on",
+        f"{POWER}::test_what_was_promised_survives",
+    ),
+    Fault(
+        "a new store's own name is not synced",
+        "buffers/log/files.py",
+        "            return  # another disk, or not ours to make\n        sync_folder(parent)\n",
+        "            return\n",
+        f"{POWER}::test_a_store_that_promised_something_has_not_vanished",
+    ),
+    Fault(
+        "a small file is renamed before it is synced",
+        "buffers/log/files.py",
+        "        write_all(fd, data, offset=0)\n        os.fsync(fd)\n",
+        "        write_all(fd, data, offset=0)\n",
+        f"{POWER}::test_a_small_file_is_the_old_one_or_the_new_one",
+    ),
+    Fault(
+        "the watermark runs ahead of the disk",
+        "buffers/log/writer.py",
+        """        if self._unsynced_since is not None and self._active is not None:
+            began = time.monotonic()
+""",
+        """        self._watermark.write(durable_lsn=self._end_lsn, end_lsn=self._end_lsn)
+        if self._unsynced_since is not None and self._active is not None:
+            began = time.monotonic()
+""",
+        f"{LOG}/test_failures.py::test_a_failed_sync_stops_the_writer_for_good",
+    ),
+    Fault(
+        "the watermark is not written",
+        "buffers/log/writer.py",
+        """        self._durable_lsn = self._end_lsn
+        self._watermark.write(durable_lsn=self._durable_lsn, end_lsn=self._end_lsn)
+""",
+        "        self._durable_lsn = self._end_lsn\n",
+        f"{LOG}/test_round_trip.py::test_an_os_ack_is_in_the_log_and_becomes_visible_by_itself",
+    ),
+    Fault(
+        "the last frame of a sealed segment is dropped",
+        "buffers/log/recovery.py",
+        "        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end, uuid=uuid):\n",
+        "        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end - 8, uuid=uuid):\n",
+        f"{LOG}/test_round_trip.py::test_what_is_appended_is_read_back_over_several_openings",
+    ),
+    Fault(
+        "a checksum is ignored",
+        "buffers/log/frames.py",
+        "    if google_crc32c.extend(google_crc32c.value(blank), body) != header.crc:\n        return None\n",
+        "",
+        f"{LOG}/test_flips.py::test_each_bit_of_a_record_and_its_header",
+    ),
+    Fault(
+        "the salt is not looked at",
+        "buffers/log/segments.py",
+        "    if header is None or (uuid is not None and header.salt != derive_salt(uuid, start_lsn, header.epoch)):\n",
+        "    if header is None:\n",
+        f"{LOG}/test_recovery.py::test_bytes_of_another_store_and_its_watermark_do_not_count",
+    ),
+    Fault(
+        "LSNs of a durable tail that is gone are used again",
+        "buffers/log/recovery.py",
+        "found.digest = max(point.lsn, durable), point.num_frames, point.digest\n",
+        "found.digest = point.lsn, point.num_frames, point.digest\n",
+        f"{LOG}/test_recovery.py::test_a_durable_tail_that_is_gone_is_rot_and_its_lsns_are_not_used_again",
+    ),
+    Fault(
+        "a tear is cut in the middle of an append",
+        "buffers/log/recovery.py",
+        "        point = last if gap.start < durable else whole\n",
+        "        point = last\n",
+        f"{LOG}/test_recovery.py::test_an_append_that_was_half_written_is_absent",
+    ),
+    Fault(
+        "a tear is cut after the last whole frame",
+        "buffers/log/recovery.py",
+        "        if gap.end > durable:\n            break\n",
+        "",
+        f"{LOG}/test_recovery.py::test_a_tear_is_cut_though_whole_frames_follow_and_is_kept",
+    ),
+    Fault(
+        "rot is taken for a tear",
+        "buffers/log/recovery.py",
+        "            found.rot.append((gap.start, min(gap.end, durable)))\n",
+        "            pass\n",
+        f"{LOG}/test_flips.py::test_each_bit_of_a_record_and_its_header",
+    ),
+    Fault(
+        "a tear is thrown away",
+        "buffers/log/recovery.py",
+        "        write_durably(torn, os.pread(fd, num_bytes, begin - start_lsn))\n",
+        "",
+        f"{LOG}/test_recovery.py::test_a_tear_is_cut_though_whole_frames_follow_and_is_kept",
+    ),
+    Fault(
+        "what recovery keeps is not synced",
+        "buffers/log/recovery.py",
+        "            os.ftruncate(fd, size)\n        os.fsync(fd)\n",
+        "            os.ftruncate(fd, size)\n",
+        f"{POWER}::test_what_recovery_kept_survives_the_next_power_loss",
+    ),
+    Fault(
+        "the owner goes on after a failed sync",
+        "buffers/log/writer.py",
+        "            self._refuse(group, stopped)\n            raise stopped from error\n",
+        "            self._refuse(group, stopped)\n",
+        f"{LOG}/test_failures.py::test_a_failed_sync_stops_the_writer_for_good",
+    ),
+    Fault(
+        "half of a refused write stays",
+        "buffers/log/writer.py",
+        "            self._seal()  # cuts what was half-written; the next append starts a segment, if there is room\n",
+        "",
+        f"{LOG}/test_failures.py::test_a_refused_write_leaves_nothing_and_serving_goes_on",
+    ),
+    Fault(
+        "a full disk stops the owner for good",
+        "buffers/log/writer.py",
+        '            raise StoreFullError(f"{self._folder}: no room for {len(data)} bytes: {error.strerror}")',
+        "            raise OSError()",
+        "tests/crash/test_disk_errors.py::test_no_room_at_any_operation_refuses_that_call_alone",
+    ),
+    Fault(
+        "a segment whose name could not be synced counts as refused",
+        "buffers/log/segments.py",
+        """                path.hardlink_to(temporary)  # unlike rename, never takes a name that is in use
+""",
+        """                path.hardlink_to(temporary)
+                sync_folder(folder)
+""",
+        "tests/crash/test_disk_errors.py::test_a_name_that_cannot_be_synced_stops_the_owner",
+    ),
+    Fault(
+        "a zombie is trusted",
+        "buffers/log/writer.py",
+        "        if not self._still_owner():\n",
+        "        if False:\n",
+        f"{LOG}/test_failures.py::test_a_stale_epoch_is_fenced",
+    ),
+    Fault(
+        "the epoch is not raised",
+        "buffers/log/identity.py",
+        "        epoch = _read_epoch(folder) + 1\n",
+        "        epoch = max(1, _read_epoch(folder))\n",
+        f"{LOG}/test_identity.py::test_two_claims_at_once_are_one_too_many",
+    ),
+    Fault(
+        "a take-over kills whoever has the number",
+        "buffers/log/identity.py",
+        "        if read_start_time(holder.pid) != holder.start_time:\n",
+        "        if False:\n",
+        f"{LOG}/test_identity.py::test_take_over_kills_nobody_who_is_not_the_recorded_process",
+    ),
+    Fault(
+        "the chain is not checked",
+        "buffers/log/reader.py",
+        "        if expected is not None and item.previous != expected:\n",
+        "        if False:\n",
+        f"{LOG}/test_recovery.py::test_the_chain_shows_a_frame_that_was_altered_with_a_right_checksum",
+    ),
+    Fault(
+        "an index ahead of the log is trusted",
+        "buffers/index.py",
+        "                if index.data_lsn <= data_end and index.control_lsn <= control_end:\n",
+        "                if True:\n",
+        "tests/unit/buffers/test_index.py::test_an_index_ahead_of_the_log_is_built_again",
+    ),
+    Fault(
+        "a second copy is kept too",
+        "buffers/intake.py",
+        "            if self._find_copy(arrival) is None and not on_its_way:\n",
+        "            if not on_its_way:\n",
+        "tests/unit/buffers/test_owner.py::test_a_second_copy_is_told_the_first_ones_lsn",
+    ),
+    Fault(
+        "a sequence number is accepted twice",
+        "buffers/intake.py",
+        "        return producer.lsns.get(episode.seq)\n",
+        "        return None\n",
+        "tests/unit/buffers/test_owner.py::test_a_second_copy_is_told_the_first_ones_lsn",
+    ),
+    Fault(
+        "a batch is cut twice, and trained twice, after a recovery",
+        "buffers/decider.py",
+        "                stored = state.fold.batch_lsns.get((request.branch, request.step))\n",
+        "                stored = None\n",
+        "tests/unit/buffers/test_owner.py::test_the_same_step_asked_twice_gets_the_stored_batch",
+    ),
+    Fault(
+        "a disposition is forgotten",
+        "buffers/fold.py",
+        "        self.ended[disposition] += 1\n",
+        "        self.ended[disposition] += disposition is not Disposition.STALE\n",
+        "tests/unit/buffers/test_owner.py::test_stale_groups_are_dropped_in_the_batch_they_were_passed_over_for",
+    ),
+    Fault(
+        "a late episode is trained on",
+        "buffers/fold.py",
+        "            group.closed_at = closed.data_lsn\n",
+        "",
+        "tests/unit/buffers/test_owner.py::test_an_answer_says_late_exactly_when_the_log_does",
+    ),
+    Fault(
+        "a zombie learner may decide",
+        "buffers/decider.py",
+        "        if session not in newest.values():\n",
+        "        if False:\n",
+        "tests/unit/buffers/test_owner.py::test_a_zombie_learner_is_fenced",
+    ),
+    Fault(
+        "a lost log is replaced by an empty one",
+        "buffers/owner.py",
+        '    is_new = not (folder.parent / BEGUN).exists() and not any(folder.glob("*.seg"))\n',
+        '    is_new = not any(folder.glob("*.seg"))\n',
+        "tests/unit/buffers/test_owner.py::test_a_lost_log_is_not_replaced_by_an_empty_one",
+    ),
+    Fault(
+        "a snapshot's files are not compared",
+        "buffers/snapshots.py",
+        "        if member in found and _hash(path / member) != digest\n",
+        "        if False\n",
+        "tests/unit/buffers/test_snapshots.py::test_damage_is_found_and_named",
+    ),
+)
+
+
+def find_misfits(root: Path = ROOT) -> list[str]:
+    """Faults whose place is not in the source exactly once, in words."""
+    counts = {fault.name: (root / fault.file).read_text().count(fault.old) for fault in FAULTS}
+    return [
+        f"{fault.name}: its text is {counts[fault.name]} times in {fault.file}: {fault.old.strip().splitlines()[0]}"
+        for fault in FAULTS
+        if counts[fault.name] != 1
+    ]
+
+
+def copy_source(target: Path) -> None:
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target / name)
+
+
+def run_test(test: str, copy: Path) -> tuple[bool, str]:
+    """Whether it passes there, and the end of what pytest said. A test that hangs fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *test.split(" ")]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"nothing within {LIMIT_S:.0f} s"
+    if done.returncode not in (0, 1):  # 1: a test failed; anything else is no verdict
+        raise SystemExit(f"pytest could not run {test}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0, done.stdout.strip().splitlines()[-1]
+
+
+def try_fault(fault: Fault, copy: Path) -> bool:
+    """Whether its test noticed it."""
+    file = copy / fault.file
+    source = file.read_text()
+    try:
+        file.write_text(source.replace(fault.old, fault.new))
+        passed, _ = run_test(fault.test, copy)
+    finally:
+        file.write_text(source)
+    return not passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    options = parser.parse_args()
+    if misfits := find_misfits():
+        print("\n".join(misfits), file=sys.stderr)
+        return 2
+    faults = [fault for fault in FAULTS if options.only in fault.name]
+    with tempfile.TemporaryDirectory(prefix="ratchet-mutations-") as folder:
+        copy = Path(folder)
+        copy_source(copy)
+        passed, said = run_test(" ".join(dict.fromkeys(fault.test for fault in faults)), copy)
+        if not passed:
+            raise SystemExit(f"without any fault, the tests do not pass: {said}")
+        survivors = 0
+        for fault in faults:
+            began_s = time.monotonic()
+            caught = try_fault(fault, copy)
+            survivors += not caught
+            verdict, test = "caught" if caught else "SURVIVED", fault.test.rpartition("::")[2]
+            print(f"{verdict:9} {time.monotonic() - began_s:5.0f} s  {fault.name:58}  {test}", flush=True)
+    print(f"{len(faults)} faults, {len(faults) - survivors} caught, {survivors} survived")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
