@@ -196,11 +196,14 @@ def _end_of(header: Header) -> int:
 
 def decode_schema(frame: RawFrame) -> Schema:
     """What a SCHEMA frame says. FormatError on a version that this code does not know."""
-    magic, version, chained, _salt, start_lsn, uuid = _SCHEMA_PAYLOAD.unpack_from(frame.payload)
+    try:
+        magic, version, chained, _salt, start_lsn, uuid = _SCHEMA_PAYLOAD.unpack_from(frame.payload)
+        name = frame.payload[_SCHEMA_PAYLOAD.size :].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise FormatError(f"the head of the segment at LSN {frame.header.lsn} does not read: {error}") from error
     if magic != _MAGIC or version != FORMAT_VERSION:
         raise FormatError(
             f"the segment at LSN {frame.header.lsn} has format version {version}; "
             f"this code reads version {FORMAT_VERSION}: read it with a newer Ratchet"
         )
-    name = frame.payload[_SCHEMA_PAYLOAD.size :].decode()
     return Schema(UUID(bytes=uuid), name, start_lsn, bool(chained))
