@@ -86,6 +86,7 @@ def read_anything(data: bytes) -> int:
 
 def check_frame(frame: RawFrame, data: bytes) -> None:
     header = decode_header(data, lsn=frame.header.lsn)
+    assert header is not None
     assert header == frame.header
     whole = data[: count_unpadded_bytes(header)]
     assert decode(header, whole) == frame
