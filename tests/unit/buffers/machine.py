@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from buffers.owner import StoreOwner
 from buffers.view import StoreView
 from contracts.records import Batch, Feedback, Lease, Ledger, Served, Skip, StopReason
+from tests.crash.disk import unsynced
 from tests.unit.buffers.bench import GROUP_SIZE, GROUPS_PER_STEP, Bench, Clock, name_task, small_config
 
 FAR_S = 1e12  # a deadline that never comes
@@ -291,18 +292,16 @@ class StoreMachine(RuleBasedStateMachine):
 
 def run(*, number: int, examples: int, steps: int) -> None:
     """Try `examples` histories of up to `steps` rules."""
-    seeded = seed(number)(StoreMachine)
-    run_state_machine_as_test(
-        seeded,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            derandomize=False,
-            suppress_health_check=list(HealthCheck),
-        ),
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        suppress_health_check=list(HealthCheck),
     )
+    with unsynced():  # nothing here loses power
+        run_state_machine_as_test(seed(number)(StoreMachine), settings=chosen)
 
 
 def main() -> int:
