@@ -16,6 +16,7 @@ from tests.crash.disk import BROKEN, FULL, SYNCS, TAKES_SPACE, Fault, Name, unsy
 from tests.unit.buffers.bench import make_step, name_task, opened, small_config
 from tests.unit.buffers.log.logs import open_log
 
+pytestmark = pytest.mark.timeout(300)  # thousands of small writes: a busy disk takes its time
 T = TypeVar("T")
 SEGMENT_BYTES = 4096
 

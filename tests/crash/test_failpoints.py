@@ -15,6 +15,7 @@ from tests.crash.store import make_run_folder
 from tests.unit.buffers.bench import opened
 from tests.unit.buffers.log.logs import flip_bit, open_log, read_records
 
+pytestmark = pytest.mark.timeout(300)  # thousands of small writes: a busy disk takes its time
 STRIDES = [5, pytest.param(1, marks=pytest.mark.slow)]
 BIG = 9000  # two records of this size fill a segment of the tests' logs
 

@@ -15,6 +15,7 @@ from tests.crash.losses import Recorder
 from tests.crash.power import Story, check, open_log, record
 from tests.unit.buffers.log.logs import read_records
 
+pytestmark = pytest.mark.timeout(300)  # thousands of small writes: a busy disk takes its time
 SHARE = {"data": 80, "control": 80, "store": 15}  # of the outcomes in `make test`; the command tries all
 
 

@@ -25,6 +25,7 @@ def run_command(*words: str, folder: Path) -> dict[str, Any]:
     return counted
 
 
+@pytest.mark.timeout(300)
 def test_kill_rounds(tmp_path: Path) -> None:
     counted = run_command("--rounds", "8", folder=tmp_path)
     assert counted["rounds"] == 8

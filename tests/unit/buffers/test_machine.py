@@ -7,6 +7,7 @@ import pytest
 from tests.unit.buffers.machine import run
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("examples", "steps"), [(6, 40), pytest.param(100, 60, marks=pytest.mark.slow)], ids=["short", "long"]
 )
