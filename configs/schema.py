@@ -229,6 +229,30 @@ class Metrics(Section):
     host: str = _free("127.0.0.1")
 
 
+class Serving(Section):
+    """The store over gRPC, for producers and readers outside the run's cluster. The token, if any, is the environment's
+    RATCHET_SERVING_TOKEN. Off loopback it takes a certificate, and a token or the authority of the clients'."""
+
+    enabled: bool = _free(False)
+    host: str = _free("127.0.0.1")
+    port: int = _free(0, ge=0, le=65_535)  # 0: a free one; RUN/serving.json says which
+    certificate: str | None = _free(None)  # PEM files of the server: certificate (with its chain) and key
+    key: str | None = _free(None)
+    client_authority: str | None = _free(None)  # PEM: clients must show a certificate that it signed (mTLS)
+    decisions: bool = _free(False)  # learners outside may write sessions, batches and versions, too
+    max_message_mib: int = _free(16, ge=1, le=64)  # one frame of episodes, one reply
+    credit_mib: int = _free(16, ge=1)  # what one producer may have sent and not yet been answered for
+    max_streams: int = _free(64, ge=1)  # producers and tailers at once; each holds a thread
+
+    @model_validator(mode="after")
+    def _paired(self) -> Serving:
+        if (self.certificate is None) is not (self.key is None):
+            raise ValueError("serving.certificate and serving.key come together: set both or none")
+        if self.client_authority is not None and self.certificate is None:
+            raise ValueError("serving.client_authority needs TLS: set serving.certificate and serving.key")
+        return self
+
+
 class Cluster(Section):
     address: str = _free("local")  # "local": a cluster of its own for this run; else a Ray address or "auto"
     mode: Literal["cpu", "gpu", "colocated"] = _free("cpu")  # who asks for GPUs: see actors/placement.py
@@ -256,6 +280,7 @@ class RunConfig(Section):
     checkpoint: CheckpointRule = CheckpointRule()
     evaluate: Evaluate = Evaluate()
     metrics: Metrics = Metrics()
+    serving: Serving = Serving()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

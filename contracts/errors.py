@@ -12,6 +12,7 @@ RatchetError
 │   ├── FencedError           the caller's epoch is over: a newer owner, learner or producer took its place
 │   ├── StoreFullError        the disk is full: the append was refused, nothing was written; reads go on
 │   ├── StoreStoppedError     an fsync failed or the store was closed: the owner takes nothing more
+│   ├── StoreUnreachableError no answer from the owner in time: what was asked may have been done, and may be asked again
 │   ├── FormatError           bytes of a format version that this code does not know
 │   └── RotError              a damaged frame below the durable watermark, in strict mode
 ├── EngineError               the inference engine failed or did not answer in time
@@ -83,6 +84,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 class StoreStoppedError(StoreError):
     """The owner takes nothing more: an fsync failed, or the store was closed."""
+
+
+class StoreUnreachableError(StoreError):
+    """The owner did not answer in time. What was asked may have been done; every call may be retried."""
 
 
 class FormatError(StoreError):

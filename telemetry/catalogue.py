@@ -135,6 +135,28 @@ _STORE = (
     _histogram("ratchet_log_sync_seconds", "Wall time of one fdatasync.", _SYNC_BUCKETS, log=LOGS),
     _gauge("ratchet_log_watermark_lag_bytes", "bytes", "Bytes appended and not yet known durable.", log=LOGS),
 )
+_SERVING = (
+    _gauge("ratchet_serving_streams", "streams", "gRPC streams that are open.", kind=("producer", "tail", "read")),
+    _counter(
+        "ratchet_serving_episodes_total",
+        "episodes",
+        "Episodes acknowledged over gRPC: kept (first), or known already (again).",
+        copy=("first", "again"),
+    ),
+    _counter(
+        "ratchet_serving_bytes_total",
+        "bytes",
+        "Bytes of episodes and records that came and went over gRPC.",
+        direction=("in", "out"),
+    ),
+    _counter(
+        "ratchet_serving_refusals_total",
+        "refusals",
+        "Calls and frames that the gRPC server refused.",
+        reason=("token", "format", "fenced", "full", "stopped", "other"),
+    ),
+    _histogram("ratchet_serving_ack_seconds", "From a frame's arrival over gRPC to its answer.", _SYNC_BUCKETS),
+)
 _PROCESS = (
     _gauge("ratchet_process_resident_bytes", "bytes", "Resident memory of the process."),
     _gauge(
@@ -147,7 +169,7 @@ _PROCESS = (
 )
 
 CATALOGUE: Mapping[str, Metric] = {
-    metric.name: metric for metric in chain(_LEARNING, _MISMATCH, _ROLLOUT, _STORE, _PROCESS)
+    metric.name: metric for metric in chain(_LEARNING, _MISMATCH, _ROLLOUT, _STORE, _SERVING, _PROCESS)
 }
 
 ALERTS = (

@@ -1,0 +1,192 @@
+"""What travels besides episodes: leases, acknowledgements, sums and decisions as messages, and errors as statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import grpc
+import msgpack
+
+from buffers.codec import decode, encode
+from contracts import errors
+from contracts.errors import (
+    FencedError,
+    FormatError,
+    RatchetError,
+    StoreError,
+    StoreFullError,
+    StoreStoppedError,
+    StoreUnreachableError,
+    UserError,
+)
+from contracts.protocols import BatchRequest
+from contracts.records import Ack, ControlRecord, Kind, Lease, Ledger, Record, Task
+from serving.v1 import store_pb2 as pb
+
+ERROR_KEY = "ratchet-error"  # in a refusal's trailing metadata: the error's name
+MAX_DETAIL_CHARACTERS = 1_000  # of a status; metadata has little room
+FIRST_CONTROL_KIND = Kind.SESSION
+
+CODES: dict[type[RatchetError], grpc.StatusCode] = {
+    FencedError: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StoreStoppedError: grpc.StatusCode.FAILED_PRECONDITION,
+    FormatError: grpc.StatusCode.INVALID_ARGUMENT,
+    UserError: grpc.StatusCode.INVALID_ARGUMENT,
+}
+OTHER = grpc.StatusCode.FAILED_PRECONDITION
+# What may be as before in a moment: a server that starts again, or a cut line.
+PASSING = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def refuse(context: grpc.ServicerContext, error: RatchetError) -> NoReturn:
+    """End a call with the status of an error."""
+    context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+    abort(context, CODES.get(type(error), OTHER), str(error))
+
+
+def abort(context: grpc.ServicerContext, code: grpc.StatusCode, detail: str) -> NoReturn:
+    context.abort(code, detail[:MAX_DETAIL_CHARACTERS])
+    raise AssertionError("abort raises")
+
+
+def name_error(error: RatchetError) -> pb.Refusal:
+    return pb.Refusal(error=type(error).__name__, reason=str(error)[:MAX_DETAIL_CHARACTERS])
+
+
+def error_of(name: str, reason: str) -> RatchetError:
+    """The error of that name, if it is one that a store raises."""
+    found = getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, StoreError | UserError):
+        return cast("type[RatchetError]", found)(reason)
+    return StoreError(reason)
+
+
+def error_of_status(error: grpc.RpcError) -> RatchetError:
+    """What a failed call means to its caller."""
+    assert isinstance(error, grpc.Call)
+    code, detail = error.code(), error.details() or ""
+    names = [value for key, value in error.trailing_metadata() or () if key == ERROR_KEY]
+    if names:
+        return error_of(str(names[0]), detail)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return UserError("a call of the store", detail, "give the token that the store's server was started with")
+    if code in PASSING or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return StoreUnreachableError(f"the store did not answer ({code.name}): {detail}")
+    return StoreError(f"the store refused ({code.name}): {detail}")
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+def to_record(record: Record, *, lsn: int = 0) -> pb.Record:
+    return pb.Record(lsn=lsn, kind=int(record.KIND), payload=encode(record))
+
+
+def read_record(message: pb.Record) -> Record:
+    """Any record. Raises FormatError."""
+    return decode(message.kind, message.payload)
+
+
+def read_decision(message: pb.Record) -> ControlRecord:
+    """A control record, which may come from anybody: every value has the type that its field says. FormatError."""
+    if message.kind < FIRST_CONTROL_KIND:
+        raise FormatError(f"a record of kind {message.kind} is no decision")
+    try:
+        record = decode(message.kind, message.payload)
+    except (AttributeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
+        raise FormatError(f"a decision that does not read: {error!r}") from error
+    check_types(record)
+    return cast(ControlRecord, record)
+
+
+def check_types(record: Any) -> None:
+    """Raises FormatError where a field of a decoded record holds another type than the record says."""
+    hints = get_type_hints(type(record))
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not _conforms(value, hints[field.name]):
+            raise FormatError(f"{type(record).__name__}.{field.name} is {value!r:.100}, which is not its type")
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_conforms(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_conforms(entry, arguments[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            isinstance(key, str) and _conforms(entry, arguments[1]) for key, entry in value.items()
+        )
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, cast(type, hint)):
+            check_types(value)
+            return True
+        return False
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return isinstance(value, hint)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def to_task(task: Task) -> pb.Task:
+    return pb.Task(**_fields(task))
+
+
+def read_task(message: pb.Task) -> Task:
+    payload = message.payload if message.HasField("payload") else None
+    return Task(**{**_read_fields(Task, message), "payload": payload})
+
+
+def to_lease(lease: Lease) -> pb.TaskLease:
+    return pb.TaskLease(lsn=lease.lsn, task=to_task(lease.task), missing=lease.missing)
+
+
+def read_lease(message: pb.TaskLease) -> Lease:
+    return Lease(lsn=message.lsn, task=read_task(message.task), missing=tuple(message.missing))
+
+
+def to_acks(acks: Iterable[Ack]) -> list[pb.Ack]:
+    return [pb.Ack(**_fields(ack)) for ack in acks]
+
+
+def read_acks(messages: Iterable[pb.Ack]) -> list[Ack]:
+    return [Ack(**_read_fields(Ack, message)) for message in messages]
+
+
+def to_ledger(ledger: Ledger) -> pb.Ledger:
+    return pb.Ledger(**_fields(ledger))
+
+
+def read_ledger(message: pb.Ledger) -> Ledger:
+    return Ledger(**{**_read_fields(Ledger, message), "ended": dict(message.ended)})
+
+
+def to_batch_request(request: BatchRequest) -> pb.BatchRequest:
+    return pb.BatchRequest(**{**_fields(request), "coefficients": dict(request.coefficients)})
+
+
+def read_batch_request(message: pb.BatchRequest) -> BatchRequest:
+    return BatchRequest(**{**_read_fields(BatchRequest, message), "coefficients": dict(message.coefficients)})
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record's fields by name: a message of the same name has the same ones."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _read_fields(kind: type[Any], message: Any) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in dataclasses.fields(kind)}

@@ -1,0 +1,183 @@
+"""What every store keeps to, in process, over Ray calls and over gRPC: contracts.protocols.Store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.cluster import joined
+from contracts.errors import FencedError, StoreError
+from contracts.records import Batch, Kind, Served, Session, Step, StopReason
+from tests.contract.stores import Driver, Open, in_process, over_grpc, over_ray, small_config
+from tests.unit.buffers.samples import STRETCH
+
+OPENERS = {"in process": in_process, "gRPC": over_grpc, "Ray": over_ray}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with joined(small_config()):
+        yield
+
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=pytest.mark.ray if kind == "Ray" else ()) for kind in OPENERS], scope="module"
+)
+def open_store(request: pytest.FixtureRequest) -> Open:
+    if request.param == "Ray":
+        request.getfixturevalue("cluster")
+    return OPENERS[request.param]
+
+
+@pytest.fixture
+def driver(open_store: Open, tmp_path: Path) -> Iterator[Driver]:
+    with open_store(tmp_path, small_config()) as opened:
+        driver = Driver(opened)
+        driver.serve(0)
+        yield driver
+
+
+def test_a_step_from_lease_to_version(driver: Driver) -> None:
+    leases = driver.lease()
+    assert leases
+    assert all(lease.missing == tuple(range(lease.task.group_size)) for lease in leases)
+    acks = driver.play(leases)
+    assert [(ack.duplicate, ack.late) for ack in acks] == [(False, False)] * len(acks)
+    assert [ack.lsn for ack in acks] == sorted({ack.lsn for ack in acks})
+    lsn, batch = driver.cut(1)
+    assert driver.cut(1) == (lsn, batch)
+    assert batch.coefficients == {"kl": 0.5}
+    driver.serve(1, step=1, batch_lsn=lsn)
+    ledger = driver.store.ledger()
+    assert ledger.balanced
+    assert (ledger.handed, ledger.episodes, ledger.episodes_trained) == (len(leases), len(acks), len(batch.rows))
+    assert driver.store.append_batch(driver.request(2, parent_version=1)) is not None
+
+
+def test_there_is_no_batch_without_groups(driver: Driver) -> None:
+    assert driver.store.append_batch(driver.request(1)) is None
+
+
+def test_a_call_may_wait_for_what_is_not_there_yet(driver: Driver) -> None:
+    leases = driver.lease()
+    assert driver.lease() == []
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(driver.store.append_batch, driver.request(1), wait_s=50)
+        driver.play(leases)
+        assert batch.result() is not None
+
+
+def test_episodes_are_read_back_as_they_were(driver: Driver) -> None:
+    lease, other, *_ = driver.lease()
+    exchange = Step(
+        observation=np.array([1, 2], dtype=np.int32),
+        action=np.array([3], dtype=np.int32),
+        log_probs=np.array([-0.25], dtype=np.float32),
+    )
+    sent = [
+        driver.make(lease, 0, steps=(exchange, exchange), reward_parts={"exact": 1.0}, retries=2, wall_time=1.5),
+        driver.make(lease, 1, reward=None, reward_deadline=2e9),
+        driver.make(other, 0, steps=(STRETCH,)),
+        driver.make(other, 1, reward=None, stop_reason=StopReason.ENV_ERROR),
+    ]
+    acks = driver.store.append(sent)
+    kept = driver.store.read([ack.lsn for ack in reversed(acks)])
+    for one, two in zip(kept, reversed(sent), strict=True):
+        assert replace(one, steps=()) == replace(two, steps=())
+        for step, original in zip(one.steps, two.steps, strict=True):
+            assert step.end == original.end
+            for name in ("observation", "action", "log_probs", "rewards"):
+                found, wanted = getattr(step, name), getattr(original, name)
+                np.testing.assert_array_equal(found, wanted)
+                assert wanted is None or (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+
+
+def test_what_is_not_an_episode_is_not_read(driver: Driver) -> None:
+    (lease, *_) = driver.lease()
+    with pytest.raises(StoreError, match="is a Task, not an Episode"):
+        driver.store.read([lease.lsn])
+    assert driver.store.read([]) == []
+
+
+def test_a_second_copy_is_told_the_first_ones_lsn(driver: Driver) -> None:
+    (lease, *_) = driver.lease()
+    episode = driver.make(lease, 0)
+    (first,) = driver.store.append([episode])
+    (again,) = driver.store.append([episode])
+    assert (again.lsn, again.duplicate) == (first.lsn, True)
+    (other,) = driver.store.append([replace(driver.make(lease, 1), seq=episode.seq)])
+    assert (other.lsn, other.duplicate) == (first.lsn, True)
+    assert driver.store.ledger().episodes == 1
+
+
+def test_an_older_epoch_is_fenced(driver: Driver) -> None:
+    (lease, *_) = driver.lease(1)
+    episode = driver.make(lease, 0)
+    newer = driver.store.attach(driver.producer)
+    assert newer > driver.epoch
+    with pytest.raises(FencedError, match="attach again"):
+        driver.store.append([episode])
+    with pytest.raises(FencedError, match="attach again"):
+        driver.lease()
+    assert driver.store.ledger().episodes == 0
+    (ack,) = driver.store.append([replace(episode, producer_epoch=newer)])
+    assert (ack.duplicate, ack.late) == (False, True)
+
+
+def test_an_invalid_episode_is_refused_with_its_reason(driver: Driver) -> None:
+    (lease, *_) = driver.lease()
+    step = driver.make(lease, 0).steps[0]
+    bad = replace(step, log_probs=np.array([0, np.nan, 0], dtype=np.float32))
+    with pytest.raises(StoreError, match="a log-probability is not finite"):
+        driver.store.append([driver.make(lease, 0), driver.make(lease, 1, steps=(bad,))])
+    with pytest.raises(StoreError, match="its reward is inf"):
+        driver.store.append([driver.make(lease, 0, reward=float("inf"))])
+    assert driver.store.ledger().episodes == 0
+
+
+def test_an_older_learner_is_fenced(driver: Driver) -> None:
+    driver.store.open_session(Session(role="learner", epoch=0))
+    with pytest.raises(FencedError):
+        driver.store.decide(Served(version=0, gap=0.0), driver.session)
+    with pytest.raises(FencedError):
+        driver.store.append_batch(driver.request(1))
+
+
+def test_decisions_come_in_order_from_where_one_asks(driver: Driver) -> None:
+    driver.play(driver.lease())
+    lsn, batch = driver.cut(1)
+    every = driver.store.decisions()
+    assert [at for at, _ in every] == sorted(at for at, _ in every)
+    assert driver.store.decisions(kinds=[Kind.BATCH]) == [(lsn, batch)]
+    assert isinstance(batch, Batch)
+    assert driver.store.decisions(start=lsn) == [(at, record) for at, record in every if at >= lsn]
+    assert [record.KIND for _, record in every][:2] == [Kind.SESSION, Kind.SESSION]
+
+
+def test_producers_append_side_by_side(driver: Driver) -> None:
+    leases = driver.lease()
+    episodes = [driver.make(lease, member) for lease in leases for member in lease.missing]
+    with ThreadPoolExecutor(len(episodes)) as threads:
+        acks = list(threads.map(lambda episode: driver.store.append([episode])[0], episodes))
+    assert len({ack.lsn for ack in acks}) == len(episodes)
+    assert [kept.episode_id for kept in driver.store.read([ack.lsn for ack in acks])] == [
+        episode.episode_id for episode in episodes
+    ]
+
+
+def test_what_is_acknowledged_outlives_its_owner(open_store: Open, tmp_path: Path) -> None:
+    with open_store(tmp_path, small_config()) as opened:
+        driver = Driver(opened)
+        driver.serve(0)
+        leases = driver.lease(1)
+        episodes = [driver.make(leases[0], member) for member in leases[0].missing]
+        acks = driver.store.append(episodes)
+    with in_process(tmp_path, small_config()) as opened:
+        driver = Driver(opened)
+        again = driver.store.append([replace(episode, producer_epoch=driver.epoch) for episode in episodes])
+        assert [(ack.lsn, ack.duplicate) for ack in again] == [(ack.lsn, True) for ack in acks]
