@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from actors.rollout_worker import RolloutWorkerActor
 from actors.store import StoreActor
 from actors.transport import StoreClient
 from actors.update_worker import UpdateWorkerActor
-from configs.schema import RunConfig
+from configs.schema import SERVING_TOKEN, RunConfig
 from contracts.errors import RatchetError
 from contracts.records import Batch, Failure, Session, Skip, Version
 
@@ -38,7 +39,8 @@ class Crew:
         """Raises PlacementError; a process that fails to start shows in `Watch.look`."""
         units = reserve(config)
         where = str(folder)
-        store = start(StoreActor, config, where, uuid, num_cpus=0, scheduling_strategy=on_this_node())
+        token = os.environ.get(SERVING_TOKEN)
+        store = start(StoreActor, config, where, uuid, token, num_cpus=0, scheduling_strategy=on_this_node())
         engines = [
             start(EngineActor, config, where, rank, **units.seat(f"engine-{rank}"))
             for rank in range(config.engine.count)

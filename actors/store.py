@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.measure import StoreMeter
-from actors.process import Process, group, refusing
+from actors.process import Process, group, reachable, refusing
+from buffers.log.files import write_durably
 from buffers.owner import StoreOwner
+from buffers.reading import Records
 from configs.schema import RunConfig
 from contracts.protocols import BatchRequest
 from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
 from loops.tasks import task_source
 
+if TYPE_CHECKING:
+    from serving.server import StoreServer
+
+SERVING_FILE = "serving.json"  # in the run's folder while the store is served over gRPC: where
+
 
 class StoreActor(Process):
-    """contracts.protocols.Store over Ray calls. Every call may be retried."""
+    """contracts.protocols.Store over Ray calls and, where it is configured, over gRPC. Every call may be retried.
+
+    `token`: what callers over gRPC must show.
+    """
 
     @refusing
-    def __init__(self, config: RunConfig, folder: str, uuid: str) -> None:
+    def __init__(self, config: RunConfig, folder: str, uuid: str, token: str | None = None) -> None:
         super().__init__("store", config=config, folder=Path(folder))
         self._measure = StoreMeter(self.metrics)
         self._owner = StoreOwner.open(
             Path(folder) / "store", uuid=uuid, config=config, source=task_source(config), take_over=True
         )
+        self._address_file = Path(folder) / SERVING_FILE
+        self._address_file.unlink(missing_ok=True)
+        self._server = self._open_server(config, Path(folder) / "store", token) if config.serving.enabled else None
+
+    def _open_server(self, config: RunConfig, folder: Path, token: str | None) -> StoreServer:
+        from serving.exposure import join_address
+        from serving.server import StoreServer
+
+        server = StoreServer(
+            self._owner,
+            records=Records(folder, uuid=self._owner.uuid),
+            settings=config.serving,
+            token=token,
+            metrics=self.metrics,
+        )
+        where = {"address": join_address(reachable(server.host), server.port), "tls": server.is_secure}
+        write_durably(self._address_file, (json.dumps(where) + "\n").encode())
+        return server
 
     @group("data")
     def attach(self, producer: str) -> int:
@@ -72,5 +101,8 @@ class StoreActor(Process):
 
     @group("control")
     def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._address_file.unlink(missing_ok=True)
         self._owner.close()
         self.stopping.set()

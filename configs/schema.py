@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from configs.formulas import FORMULAS, KEYS, OWN, Advantage, Aggregation, Formula
 
 RESUMABLE = "resumable"
+SERVING_TOKEN = "RATCHET_SERVING_TOKEN"  # an environment variable: secrets stand in no file
 
 
 def _free(default: Any, **more: Any) -> Any:
@@ -230,8 +231,8 @@ class Metrics(Section):
 
 
 class Serving(Section):
-    """The store over gRPC, for producers and readers outside the run's cluster. The token, if any, is the environment's
-    RATCHET_SERVING_TOKEN. Off loopback it takes a certificate, and a token or the authority of the clients'."""
+    """The store over gRPC, for producers and readers outside the run's cluster. The token, if any, stands in the
+    environment (SERVING_TOKEN). Off loopback it takes a certificate, and a token or the authority of the clients'."""
 
     enabled: bool = _free(False)
     host: str = _free("127.0.0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import resource
 import shutil
 import socket
@@ -10,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from configs.schema import RunConfig
+from configs.schema import SERVING_TOKEN, RunConfig
 from console import task_folder
 from contracts.errors import ClusterError, ConfigError, RunFolderError
+from serving.exposure import check_exposure
 
 _CONNECT_S = 5.0
 
@@ -23,6 +25,8 @@ def check(config: RunConfig, *, folder: Path) -> None:
     _check_task(config, folder)
     _check_disk(config)
     _check_cluster(config)
+    if config.serving.enabled:
+        check_exposure(config.serving, token=os.environ.get(SERVING_TOKEN))
 
 
 def _check_model(config: RunConfig) -> None:

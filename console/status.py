@@ -88,6 +88,7 @@ def summarise(folder: Path, view: StoreView | None) -> dict[str, Any]:
         "eta_s": written.get("eta_s"),
         "idle": written.get("idle"),
         "updated": written.get("updated"),
+        "serving": _serving_address(folder) if written.get("state") in LIVE_STATES else None,
         **_from_store(view),
         "folder": str(folder),
     }
@@ -133,6 +134,8 @@ def render(summary: Mapping[str, Any]) -> str:
             f"{role} {idle['minute']:.0%} ({idle['run']:.0%})" for role, idle in sorted(summary["idle"].items())
         )
         lines.append(f"  idle in the last minute (since its first work): {shares}")
+    if summary["serving"]:
+        lines.append(f"  serves its store over gRPC at {summary['serving']}")
     if summary["state"] in ("crashed", "failed", "stopped"):
         lines.append(f"  go on with: ratchet resume {summary['run']}")
     return "\n".join(lines)
@@ -142,6 +145,14 @@ def describe_faults(quarantined: Mapping[str, int]) -> str:
     """How many episodes are quarantined, and why."""
     why = ", ".join(f"{count} {fault}" for fault, count in sorted(quarantined.items(), key=lambda pair: -pair[1]))
     return f"{sum(quarantined.values())} episodes ({why})"
+
+
+def _serving_address(folder: Path) -> str | None:
+    """host:port at which the run serves its store over gRPC."""
+    try:
+        return str(json.loads((folder / "serving.json").read_text())["address"])
+    except FileNotFoundError:
+        return None
 
 
 def _newest_version(view: StoreView | None) -> Version | None:

@@ -12,7 +12,7 @@ RatchetError
 │   ├── FencedError           the caller's epoch is over: a newer owner, learner or producer took its place
 │   ├── StoreFullError        the disk is full: the append was refused, nothing was written; reads go on
 │   ├── StoreStoppedError     an fsync failed or the store was closed: the owner takes nothing more
-│   ├── StoreUnreachableError no answer from the owner in time: what was asked may have been done, and may be asked again
+│   ├── StoreUnreachableError no answer from the owner in time: what was asked may have been done; ask again
 │   ├── FormatError           bytes of a format version that this code does not know
 │   └── RotError              a damaged frame below the durable watermark, in strict mode
 ├── EngineError               the inference engine failed or did not answer in time

@@ -1,9 +1,8 @@
-"""Who may call, and over what: addresses, tokens, TLS from files. A token never travels in plain text off loopback."""
+"""Who may call, and over what: tokens, TLS from files. Nothing travels in plain text off loopback."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ import grpc
 
 from configs.schema import Serving
 from contracts.errors import ConfigError, UserError
+from serving.exposure import is_loopback
 from serving.wire import abort
 
-TOKEN_VARIABLE = "RATCHET_SERVING_TOKEN"
 AUTHORIZATION = "authorization"
 HEALTH = "/grpc.health.v1.Health/"  # probes have no token; all they learn is whether the store is served
-LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,38 +26,6 @@ class Tls:
     authority: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what is sent to `host` stays on this machine."""
-    bare = host.strip("[]")
-    if bare in LOOPBACK_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        return False
-
-
-def join_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def check_exposure(settings: Serving, *, token: str | None) -> None:
-    """Refuse to serve off loopback what anyone could call or read. Raises ConfigError."""
-    if is_loopback(settings.host):
-        return
-    asked = f"serving.host: {settings.host}, which others can reach"
-    if settings.certificate is None:
-        raise ConfigError(
-            asked, "there is no serving.certificate: all would travel in plain text", "name a certificate and its key"
-        )
-    if token is None and settings.client_authority is None:
-        raise ConfigError(
-            asked,
-            f"neither {TOKEN_VARIABLE} nor serving.client_authority is set: anyone could write",
-            f"set {TOKEN_VARIABLE} to a secret of your own, or name the authority of the clients' certificates",
-        )
 
 
 def server_credentials(settings: Serving) -> grpc.ServerCredentials | None:

@@ -210,6 +210,7 @@ class Tail:
                 for records in self._follow():
                     yield from records
                     heard_s = time.monotonic()
+                self._closed.wait(PAUSE_S)  # the server closes: another may take its place
             except grpc.RpcError as error:
                 if self._closed.is_set():
                     return

@@ -81,6 +81,10 @@ SCHEMA = pa.schema(
 )
 SCHEMA_BYTES: bytes = SCHEMA.serialize().to_pybytes()
 
+# What bytes that are no message raise, in pyarrow and here.
+UNREADABLE = (
+    pa.ArrowException, OSError, EOFError, ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error
+)  # fmt: skip
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in (
@@ -186,7 +190,7 @@ def check_schema(data: bytes) -> None:
     """Raises FormatError where an IPC schema message is not SCHEMA, or is of another version."""
     try:
         found = pa.ipc.read_schema(pa.py_buffer(data))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"the schema does not read: {error}") from error
     version = (found.metadata or {}).get(b"ratchet.format_version", b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
@@ -213,7 +217,7 @@ def read_batch(data: bytes) -> list[Episode]:
         for field, column in zip(SCHEMA, batch.columns, strict=True):
             _check_nulls(field, column)
         return _read_rows(batch)
-    except (pa.ArrowException, OSError, ValueError, TypeError, IndexError, OverflowError, struct.error) as error:
+    except UNREADABLE as error:
         raise FormatError(f"a record batch that does not read: {error}") from error
 
 

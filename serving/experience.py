@@ -70,6 +70,12 @@ class ExperienceStream:
         if self._fault is not None:
             raise self._fault
 
+    def end(self) -> None:
+        """Take nothing more in; what has come is still answered."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
     def _open(self) -> None:
         request = next(self._requests, None)
         if request is None or not request.HasField("opening"):
@@ -89,9 +95,7 @@ class ExperienceStream:
                     break
         except grpc.RpcError:
             pass  # cut: what had come is kept, its outcomes reach nobody, and the client sends it again
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self.end()
 
     def _enter(self, request: pb.StreamExperienceRequest) -> RatchetError | None:
         if not request.HasField("frame"):
@@ -103,6 +107,8 @@ class ExperienceStream:
                 f"a frame of {num_bytes} bytes", f"the longest is {self._limits.max_frame_bytes}", "send fewer episodes"
             )
         with self._changed:
+            if self._ended:
+                return None
             if self._left_bytes <= 0:
                 return UserError("a frame", "the client's credit is used up", "wait for outcomes before sending more")
             self._left_bytes -= num_bytes

@@ -103,20 +103,28 @@ class ProducerStream:
             return self._max_frame_bytes
 
     def _send(self, episodes: Sequence[Episode], deadline_s: float) -> tuple[int, Future[list[Ack]]]:
-        waiting = _Waiting(write_batch(episodes))
-        num_bytes = len(waiting.data)
+        """Who waits for room has not made its frame yet: that memory, too, is bounded."""
+        reserved = sum(count_bytes(episode) for episode in episodes)
         with self._changed:
-            if num_bytes > self._max_frame_bytes:
-                raise StoreError(f"a frame of {num_bytes} bytes: the store takes at most {self._max_frame_bytes}")
             while self._held_bytes >= self._window_bytes:
                 self._wait_locked(deadline_s)
-            self._check_open()
-            self._last_number += 1
-            self._unanswered[self._last_number] = waiting
-            self._unsent.append(self._last_number)
-            self._held_bytes += num_bytes
-            self._changed.notify_all()
-            return self._last_number, waiting.answer
+            self._held_bytes += reserved
+        try:
+            waiting = _Waiting(write_batch(episodes))
+            num_bytes = len(waiting.data)
+            if num_bytes > self._max_frame_bytes:
+                raise StoreError(f"a frame of {num_bytes} bytes: the store takes at most {self._max_frame_bytes}")
+            with self._changed:
+                self._check_open()
+                self._last_number += 1
+                self._unanswered[self._last_number] = waiting
+                self._unsent.append(self._last_number)
+                self._held_bytes += num_bytes
+                return self._last_number, waiting.answer
+        finally:
+            with self._changed:
+                self._held_bytes -= reserved
+                self._changed.notify_all()
 
     def _wait_locked(self, deadline_s: float) -> None:
         """Until something has changed. Raises StoreUnreachableError past the deadline."""

@@ -10,7 +10,8 @@ import grpc
 from buffers.reading import Records
 from configs.schema import Serving
 from contracts.errors import ConfigError
-from serving.access import TokenGuard, check_exposure, join_address, server_credentials
+from serving.access import TokenGuard, server_credentials
+from serving.exposure import check_exposure, join_address
 from serving.meter import TOKEN, Meter
 from serving.service import ExperienceStoreService, ServedStore
 from serving.v1 import store_pb2_grpc
@@ -31,6 +32,7 @@ class StoreServer:
         self, store: ServedStore, *, records: Records, settings: Serving, token: str | None, metrics: Exporter
     ) -> None:
         check_exposure(settings, token=token)
+        self.metrics = metrics
         meter = Meter(metrics)
         guards = [TokenGuard(token, on_refusal=lambda: meter.refused_for(TOKEN))] if token else []
         num_calls = settings.max_streams + NUM_CALLERS
@@ -49,7 +51,7 @@ class StoreServer:
 
     def close(self) -> None:
         """End every call and stop serving. Idempotent."""
-        self._service.stopping.set()
+        self._service.end()
         self._server.stop(GRACE_S).wait()
         self._threads.shutdown(wait=False)
 

@@ -81,7 +81,8 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
 
     def __init__(self, store: ServedStore, *, records: Records, settings: Serving, meter: Meter) -> None:
         self.meter = meter
-        self.stopping = Event()
+        self._stopping = Event()
+        self._producers: set[ExperienceStream] = set()
         self._store, self._settings = store, settings
         self._logs: dict[int, LogReader] = {
             pb.LOG_UNSPECIFIED: records.data,
@@ -92,6 +93,12 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
             credit_bytes=settings.credit_mib << 20, max_frame_bytes=(settings.max_message_mib << 20) - ROOM_BYTES
         )
         self._places = BoundedSemaphore(settings.max_streams)
+
+    def end(self) -> None:
+        """End all streams as soon as what has come is answered."""
+        self._stopping.set()
+        for stream in list(self._producers):
+            stream.end()
 
     # ------------------------------------------------------------------------------------------ producers
 
@@ -124,7 +131,11 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
         self, requests: Iterator[pb.StreamExperienceRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.StreamExperienceResponse]:
         stream = ExperienceStream(self._store, requests, limits=self._limits, meter=self.meter)
-        yield from self._hold_place("producer", stream.run(), context)
+        self._producers.add(stream)
+        try:
+            yield from self._hold_place("producer", stream.run(), context)
+        finally:
+            self._producers.discard(stream)
 
     @streaming
     def Read(self, request: pb.ReadRequest, context: grpc.ServicerContext) -> Iterator[pb.ReadResponse]:  # noqa: N802
@@ -144,7 +155,7 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
     def Tail(  # noqa: N802
         self, requests: Iterator[pb.TailRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.TailResponse]:
-        stream = TailStream(self._logs, requests, meter=self.meter, stopping=self.stopping)
+        stream = TailStream(self._logs, requests, meter=self.meter, stopping=self._stopping)
         yield from self._hold_place("tail", stream.run(), context)
 
     # ------------------------------------------------------------------------------------------ everyone

@@ -21,6 +21,7 @@ from serving.meter import Meter
 from serving.v1 import store_pb2 as pb
 
 CHUNK_BYTES = 512 << 10  # of payload in one response, but for a record that is longer by itself
+CLOSING_S = 0.5  # until a stream without credit sees that the server closes
 POLL_S = 0.02  # between two looks at the watermark of a log in which nothing happens
 
 
@@ -87,7 +88,7 @@ class TailStream:
             with self._lock:
                 if self._left_bytes > 0:
                     return True
-            self._granted.wait()
+            self._granted.wait(CLOSING_S)
         return False
 
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actors.process import on_this_node, start
-from actors.store import StoreActor
-from actors.transport import StoreClient
 from buffers.owner import StoreOwner, episode_id
 from buffers.reading import Records
 from configs.schema import RunConfig, Serving
@@ -49,8 +46,12 @@ def in_process(folder: Path, config: RunConfig) -> Iterator[Opened]:
 
 @contextmanager
 def over_ray(folder: Path, config: RunConfig) -> Iterator[Opened]:
-    """A cluster must be up."""
+    """A cluster must be up. Imported here: processes that need no Ray start in a moment."""
     import ray
+
+    from actors.process import on_this_node, start
+    from actors.store import StoreActor
+    from actors.transport import StoreClient
 
     with in_process(folder, config) as made:
         uuid = made.uuid
