@@ -115,6 +115,8 @@ def _check_text(step: Step) -> Flaw | None:
 
 
 def _check_stretch(step: Step, rewards: FloatArray) -> Flaw | None:
+    if step.action.ndim == 0:
+        return Flaw(Fault.SHAPE, "action is one number, not one for each step of the stretch")
     num = len(step.action)
     for name, column in (("observation", step.observation), ("log_probs", step.log_probs), ("rewards", rewards)):
         if column.dtype != np.float32:

@@ -40,7 +40,7 @@ class _Arrival:
 class Intake:
     def __init__(self, state: StoreState) -> None:
         self._state = state
-        self._environment = state.config.control.id or state.config.environment.label
+        self._environment = state.config.environment_label
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         """See contracts.protocols.Store. All are kept or none. Raises FencedError for an older epoch of a producer."""

@@ -147,6 +147,7 @@ class StoreOwner:
             numbers: dict[str, object] = {
                 "uuid": str(self.uuid),
                 "epoch": self.epoch,
+                "environment": state.config.environment_label,
                 **{stage.value: len(leases) for stage, leases in fold.stages.items()},
                 "outstanding": fold.num_outstanding + len(state.reserved),
                 "held": len(state.leases),

@@ -284,6 +284,11 @@ class RunConfig(Section):
     serving: Serving = Serving()
     cluster: Cluster = Cluster()
 
+    @property
+    def environment_label(self) -> str:
+        """What every episode of the run says that it is from."""
+        return self.control.id or self.environment.label
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.mode == "sync" and self.max_staleness != 0:

@@ -138,7 +138,7 @@ class RemoteStore:
         return read_ledger(self._ask(self._stub.GetLedger, pb.GetLedgerRequest()).ledger)
 
     def status(self) -> dict[str, object]:
-        """`uuid`, `epoch`, `served`, `data_lsn`, `control_lsn`, `outstanding`."""
+        """`uuid`, `epoch`, `environment`, `served`, `data_lsn`, `control_lsn`, `outstanding`."""
         answer = self._ask(self._stub.GetStatus, pb.GetStatusRequest())
         return {field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields}
 

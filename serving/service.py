@@ -44,7 +44,7 @@ class ServedStore(Store, Protocol):
     """What the server is handed: a store that also says how it stands."""
 
     def status(self) -> Mapping[str, object]:
-        """`uuid`, `epoch`, `served`, `data_lsn`, `control_lsn`, `outstanding`, and more."""
+        """`uuid`, `epoch`, `environment`, `served`, `data_lsn`, `control_lsn`, `outstanding`, and more."""
         ...
 
 

@@ -24,7 +24,7 @@ from contracts.errors import (
     UserError,
 )
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, ControlRecord, Kind, Lease, Ledger, Record, Task
+from contracts.records import Ack, ControlRecord, Fault, Kind, Lease, Ledger, Record, Task
 from serving.v1 import store_pb2 as pb
 
 ERROR_KEY = "ratchet-error"  # in a refusal's trailing metadata: the error's name
@@ -160,11 +160,14 @@ def read_lease(message: pb.TaskLease) -> Lease:
 
 
 def to_acks(acks: Iterable[Ack]) -> list[pb.Ack]:
-    return [pb.Ack(**_fields(ack)) for ack in acks]
+    return [pb.Ack(**{**_fields(ack), "fault": ack.fault and ack.fault.value}) for ack in acks]
 
 
 def read_acks(messages: Iterable[pb.Ack]) -> list[Ack]:
-    return [Ack(**_read_fields(Ack, message)) for message in messages]
+    return [
+        Ack(**{**_read_fields(Ack, message), "fault": Fault(message.fault) if message.HasField("fault") else None})
+        for message in messages
+    ]
 
 
 def to_ledger(ledger: Ledger) -> pb.Ledger:
@@ -172,7 +175,9 @@ def to_ledger(ledger: Ledger) -> pb.Ledger:
 
 
 def read_ledger(message: pb.Ledger) -> Ledger:
-    return Ledger(**{**_read_fields(Ledger, message), "ended": dict(message.ended)})
+    return Ledger(
+        **{**_read_fields(Ledger, message), "ended": dict(message.ended), "quarantined": dict(message.quarantined)}
+    )
 
 
 def to_batch_request(request: BatchRequest) -> pb.BatchRequest:

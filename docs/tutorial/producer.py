@@ -34,7 +34,7 @@ def main(address: str, num_tasks: int) -> None:
                         Episode(
                             episode_id=episode_id(str(status["uuid"]), lease.lsn, member),
                             lease=lease.lsn, member=member, task_id=lease.task.task_id,
-                            environment="outside", environment_version="1", purpose=Purpose.TRAIN,
+                            environment=str(status["environment"]), environment_version="1", purpose=Purpose.TRAIN,
                             steps=(step,), spans=(Span(start=0, version=int(str(status["served"]))),),
                             stop_reason=StopReason.TERMINATED, reward=reward,
                             producer=NAME, producer_epoch=epoch, seq=seq,

@@ -135,14 +135,16 @@ class Outcome(_message.Message):
     def __init__(self, number: _Optional[int] = ..., acks: _Optional[_Iterable[_Union[Ack, _Mapping]]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("lsn", "duplicate", "late")
+    __slots__ = ("lsn", "duplicate", "late", "fault")
     LSN_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
     lsn: int
     duplicate: bool
     late: bool
-    def __init__(self, lsn: _Optional[int] = ..., duplicate: bool = ..., late: bool = ...) -> None: ...
+    fault: str
+    def __init__(self, lsn: _Optional[int] = ..., duplicate: bool = ..., late: bool = ..., fault: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("error", "reason")
@@ -205,20 +207,22 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("uuid", "epoch", "served", "data_lsn", "control_lsn", "outstanding")
+    __slots__ = ("uuid", "epoch", "served", "data_lsn", "control_lsn", "outstanding", "environment")
     UUID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     DATA_LSN_FIELD_NUMBER: _ClassVar[int]
     CONTROL_LSN_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     epoch: int
     served: int
     data_lsn: int
     control_lsn: int
     outstanding: int
-    def __init__(self, uuid: _Optional[str] = ..., epoch: _Optional[int] = ..., served: _Optional[int] = ..., data_lsn: _Optional[int] = ..., control_lsn: _Optional[int] = ..., outstanding: _Optional[int] = ...) -> None: ...
+    environment: str
+    def __init__(self, uuid: _Optional[str] = ..., epoch: _Optional[int] = ..., served: _Optional[int] = ..., data_lsn: _Optional[int] = ..., control_lsn: _Optional[int] = ..., outstanding: _Optional[int] = ..., environment: _Optional[str] = ...) -> None: ...
 
 class GetLedgerRequest(_message.Message):
     __slots__ = ()
@@ -231,8 +235,15 @@ class GetLedgerResponse(_message.Message):
     def __init__(self, ledger: _Optional[_Union[Ledger, _Mapping]] = ...) -> None: ...
 
 class Ledger(_message.Message):
-    __slots__ = ("handed", "ended", "in_flight", "ready", "episodes", "episodes_late", "episodes_trained")
+    __slots__ = ("handed", "ended", "in_flight", "ready", "episodes", "episodes_late", "episodes_trained", "quarantined")
     class EndedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class QuarantinedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +257,7 @@ class Ledger(_message.Message):
     EPISODES_FIELD_NUMBER: _ClassVar[int]
     EPISODES_LATE_FIELD_NUMBER: _ClassVar[int]
     EPISODES_TRAINED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     handed: int
     ended: _containers.ScalarMap[str, int]
     in_flight: int
@@ -253,7 +265,8 @@ class Ledger(_message.Message):
     episodes: int
     episodes_late: int
     episodes_trained: int
-    def __init__(self, handed: _Optional[int] = ..., ended: _Optional[_Mapping[str, int]] = ..., in_flight: _Optional[int] = ..., ready: _Optional[int] = ..., episodes: _Optional[int] = ..., episodes_late: _Optional[int] = ..., episodes_trained: _Optional[int] = ...) -> None: ...
+    quarantined: _containers.ScalarMap[str, int]
+    def __init__(self, handed: _Optional[int] = ..., ended: _Optional[_Mapping[str, int]] = ..., in_flight: _Optional[int] = ..., ready: _Optional[int] = ..., episodes: _Optional[int] = ..., episodes_late: _Optional[int] = ..., episodes_trained: _Optional[int] = ..., quarantined: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class GetDecisionsRequest(_message.Message):
     __slots__ = ("start", "kinds")

@@ -112,7 +112,7 @@ class Driver:
             lease=lease.lsn,
             member=member,
             task_id=lease.task.task_id,
-            environment="test",
+            environment=small_config().environment_label,
             environment_version="1",
             purpose=Purpose.TRAIN,
             steps=(make_step(),),

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.cluster import joined
 from contracts.errors import FencedError, StoreError
-from contracts.records import Batch, Kind, Served, Session, Step, StopReason
+from contracts.records import (
+    Batch,
+    Episode,
+    Fault,
+    Kind,
+    Purpose,
+    Served,
+    Session,
+    Span,
+    Step,
+    StopReason,
+)
 from tests.contract.stores import Driver, Open, in_process, over_grpc, over_ray, small_config
 from tests.unit.buffers.samples import STRETCH
 
@@ -129,15 +141,43 @@ def test_an_older_epoch_is_fenced(driver: Driver) -> None:
     assert (ack.duplicate, ack.late) == (False, True)
 
 
-def test_an_invalid_episode_is_refused_with_its_reason(driver: Driver) -> None:
+Spoil = Callable[[Episode], dict[str, Any]]
+DOUBLE: Any = np.float64
+
+
+def respell(name: str, values: Any) -> Spoil:
+    """Another array in the only step."""
+    return lambda episode: {"steps": (replace(episode.steps[0], **{name: values}),)}
+
+
+INVALID: dict[str, tuple[Spoil, Fault]] = {
+    "a log-probability": (respell("log_probs", np.array([0, np.nan, 0], dtype=np.float32)), Fault.LOG_PROB),
+    "a type": (respell("log_probs", np.zeros(3, dtype=DOUBLE)), Fault.DTYPE),
+    "a shape": (respell("action", np.zeros((1, 3), dtype=np.int32)), Fault.SHAPE),
+    "a length": (respell("log_probs", np.zeros(2, dtype=np.float32)), Fault.SHAPE),
+    "a number for a stretch": (
+        lambda _: {"steps": (replace(STRETCH, action=np.array(3, dtype=np.int32)),)},
+        Fault.SHAPE,
+    ),
+    "a reward": (lambda _: {"reward": float("inf")}, Fault.REWARD),
+    "an environment": (lambda _: {"environment": "another"}, Fault.ENVIRONMENT),
+    "a version": (lambda _: {"spans": (Span(start=0, version=7),)}, Fault.VERSION),
+    "a lease": (lambda _: {"lease": 3}, Fault.LEASE),
+    "no step": (lambda _: {"steps": ()}, Fault.EMPTY),
+    "a purpose": (lambda _: {"purpose": Purpose.EVALUATE}, Fault.PURPOSE),
+}
+
+
+@pytest.mark.parametrize(("spoil", "fault"), INVALID.values(), ids=INVALID.keys())
+def test_what_no_learner_may_read_is_quarantined(driver: Driver, spoil: Spoil, fault: Fault) -> None:
     (lease, *_) = driver.lease()
-    step = driver.make(lease, 0).steps[0]
-    bad = replace(step, log_probs=np.array([0, np.nan, 0], dtype=np.float32))
-    with pytest.raises(StoreError, match="a log-probability is not finite"):
-        driver.store.append([driver.make(lease, 0), driver.make(lease, 1, steps=(bad,))])
-    with pytest.raises(StoreError, match="its reward is inf"):
-        driver.store.append([driver.make(lease, 0, reward=float("inf"))])
-    assert driver.store.ledger().episodes == 0
+    bad = driver.make(lease, 1)
+    good, quarantined = driver.store.append([driver.make(lease, 0), replace(bad, **spoil(bad))])
+    assert (good.fault, quarantined.fault) == (None, fault)
+    ledger = driver.store.ledger()
+    assert (ledger.episodes, ledger.quarantined) == (1, {fault.value: 1})
+    with pytest.raises(StoreError, match="is a Quarantined, not an Episode"):
+        driver.store.read([quarantined.lsn])
 
 
 def test_an_older_learner_is_fenced(driver: Driver) -> None:

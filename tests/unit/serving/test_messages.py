@@ -13,7 +13,7 @@ from buffers.codec import encode
 from contracts import errors
 from contracts.errors import FencedError, FormatError, StoreError, UserError
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, Kind, Lease, Ledger, Task
+from contracts.records import Ack, Fault, Kind, Lease, Ledger, Task
 from serving import wire
 from serving.v1 import store_pb2 as pb
 from tests.unit.buffers.samples import SAMPLES, TASK
@@ -36,10 +36,17 @@ def test_a_lease_comes_back(payload: bytes | None) -> None:
 
 def test_sums_and_acks_and_requests_come_back() -> None:
     ledger = Ledger(
-        handed=9, ended={"trained": 4}, in_flight=5, ready=1, episodes=30, episodes_late=2, episodes_trained=8
+        handed=9,
+        ended={"trained": 4},
+        in_flight=5,
+        ready=1,
+        episodes=30,
+        episodes_late=2,
+        episodes_trained=8,
+        quarantined={"reward": 3},
     )
     assert wire.read_ledger(wire.to_ledger(ledger)) == ledger
-    acks = [Ack(lsn=8), Ack(lsn=16, duplicate=True), Ack(lsn=24, late=True)]
+    acks = [Ack(lsn=8), Ack(lsn=16, duplicate=True), Ack(lsn=24, late=True), Ack(lsn=32, fault=Fault.REWARD)]
     assert wire.read_acks(wire.to_acks(acks)) == acks
     request = BatchRequest(
         session=1,
@@ -61,7 +68,7 @@ def test_a_decision_comes_back(kind: Kind) -> None:
     assert wire.read_decision(wire.to_record(record, lsn=8)) == record
 
 
-@pytest.mark.parametrize("kind", [Kind.EPISODE, Kind.TASK, Kind.FEEDBACK])
+@pytest.mark.parametrize("kind", [Kind.EPISODE, Kind.TASK, Kind.FEEDBACK, Kind.QUARANTINED])
 def test_what_is_no_decision_is_refused(kind: Kind) -> None:
     with pytest.raises(FormatError, match="no decision"):
         wire.read_decision(pb.Record(kind=kind, payload=encode(SAMPLES[kind])))
