@@ -257,7 +257,7 @@ def _check_nulls(field: pa.Field, column: pa.Array) -> None:
         _check_nulls(field.type.key_field, column.keys)
         _check_nulls(field.type.item_field, column.items)
     elif pa.types.is_list(field.type):
-        _check_nulls(field.type.value_field, column.flatten())
+        _check_nulls(field.type.value_field, _flatten(column))
 
 
 def _read_rows(batch: pa.RecordBatch) -> list[Episode]:
@@ -266,11 +266,17 @@ def _read_rows(batch: pa.RecordBatch) -> list[Episode]:
     for name, read in _ENUMS.items():
         values[name] = [read(value) for value in values[name]]
     values["reward_parts"] = [dict(pairs) for pairs in columns["reward_parts"].to_pylist()]
-    spans = [Span(start=span["start"], version=span["version"]) for span in columns["spans"].flatten().to_pylist()]
+    spans = [Span(start=span["start"], version=span["version"]) for span in _flatten(columns["spans"]).to_pylist()]
     values["spans"] = _cut(spans, columns["spans"])
-    values["steps"] = _cut(_read_steps(columns["steps"].flatten()), columns["steps"])
+    values["steps"] = _cut(_read_steps(_flatten(columns["steps"])), columns["steps"])
     names = list(values)
     return [Episode(**dict(zip(names, row, strict=True))) for row in zip(*values.values(), strict=True)]
+
+
+def _flatten(lists: pa.ListArray) -> pa.Array:
+    """The items of all lists. validate() does not look at the offsets where there is no list, and flatten() would end
+    the process over them."""
+    return lists.flatten() if len(lists) else lists.values.slice(0, 0)
 
 
 def _cut(items: Sequence[Any], lists: pa.ListArray) -> list[tuple[Any, ...]]:
