@@ -19,7 +19,7 @@ its length bounds what reading it can cost. What comes from the network is read 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -95,7 +95,26 @@ _DTYPES = {
 _ENUMS: dict[str, Callable[[str], Any]] = {"purpose": Purpose, "stop_reason": StopReason}
 _NESTED = ("reward_parts", "spans", "steps")
 _RECORD_BATCH = 3  # the union tag of a RecordBatch in Arrow's Message.fbs
-_COMPRESSION = 3  # the slot of `compression` in its RecordBatch table
+_NODES, _COMPRESSION = 1, 3  # slots of its RecordBatch table: a (length, number of nulls) for each column, ...
+
+
+def _name_full(field: pa.Field, *, inside_null: bool = False) -> Iterator[str | None]:
+    """A column and its parts in the order of a message's nodes: the name, or None where there may be nulls."""
+    may_be_null = field.nullable or inside_null
+    yield None if may_be_null else field.name
+    kind = field.type
+    children: list[pa.Field] = []
+    if pa.types.is_map(kind):
+        children = [pa.field("entries", pa.struct([kind.key_field, kind.item_field]), nullable=False)]
+    elif pa.types.is_struct(kind):
+        children = list(kind)
+    elif pa.types.is_list(kind):
+        children = [kind.value_field]
+    for child in children:
+        yield from _name_full(child, inside_null=may_be_null)
+
+
+_FULL_NODES = tuple(name for field in SCHEMA for name in _name_full(field))
 
 
 # ---------------------------------------------------------------------------------------------- out
@@ -214,26 +233,41 @@ def read_batch(data: bytes) -> list[Episode]:
         _check_message(message.metadata.to_pybytes())
         batch = pa.ipc.read_record_batch(message, SCHEMA)
         batch.validate(full=True)
-        for field, column in zip(SCHEMA, batch.columns, strict=True):
-            _check_nulls(field, column)
         return _read_rows(batch)
     except UNREADABLE as error:
         raise FormatError(f"a record batch that does not read: {error}") from error
 
 
 def _check_message(metadata: bytes) -> None:
-    """Refuse what is not a plain record batch. pyarrow does not tell, so the flatbuffer (Message.fbs) is asked.
+    """Refuse what is not a plain record batch without nulls. pyarrow does not tell, so the flatbuffer (Message.fbs) is
+    asked, whose offsets pyarrow has verified; that its counts of nulls are true is for validate() to say.
 
-    A compressed body of a few bytes could ask for any amount of memory. pyarrow has verified the offsets.
+    A compressed body of a few bytes could ask for any amount of memory.
     """
     root = struct.unpack_from("<I", metadata)[0]
     kind = _find_slot(metadata, root, 1)
     header = _find_slot(metadata, root, 2)
     if kind is None or header is None or metadata[kind] != _RECORD_BATCH:
         raise ValueError("the message is no record batch")
-    table = header + struct.unpack_from("<I", metadata, header)[0]
+    table = _follow(metadata, header)
     if _find_slot(metadata, table, _COMPRESSION) is not None:
         raise ValueError("the message is compressed")
+    nodes = _find_slot(metadata, table, _NODES)
+    if nodes is None:
+        raise ValueError("the message has no columns")
+    start = _follow(metadata, nodes)
+    num_nodes = struct.unpack_from("<I", metadata, start)[0]
+    if num_nodes != len(_FULL_NODES):
+        raise ValueError(f"the message has {num_nodes} columns and parts of columns, not {len(_FULL_NODES)}")
+    for place, name in enumerate(_FULL_NODES):
+        _length, num_nulls = struct.unpack_from("<qq", metadata, start + 4 + 16 * place)
+        if num_nulls and name is not None:
+            raise ValueError(f"{name} is null")
+
+
+def _follow(metadata: bytes, place: int) -> int:
+    """Where a flatbuffer's relative offset leads."""
+    return place + int(struct.unpack_from("<I", metadata, place)[0])
 
 
 def _find_slot(metadata: bytes, table: int, slot: int) -> int | None:
@@ -243,21 +277,6 @@ def _find_slot(metadata: bytes, table: int, slot: int) -> int | None:
     place = 4 + 2 * slot
     offset = struct.unpack_from("<H", metadata, vtable + place)[0] if place + 2 <= size else 0
     return table + offset if offset else None
-
-
-def _check_nulls(field: pa.Field, column: pa.Array) -> None:
-    """validate() passes over nulls where the schema has none."""
-    if column.null_count and not field.nullable:
-        raise ValueError(f"{field.name} is null")
-    if pa.types.is_struct(field.type):
-        there = column.drop_null() if column.null_count else column
-        for child, values in zip(field.type, there.flatten(), strict=True):
-            _check_nulls(child, values)
-    elif pa.types.is_map(field.type):
-        _check_nulls(field.type.key_field, column.keys)
-        _check_nulls(field.type.item_field, column.items)
-    elif pa.types.is_list(field.type):
-        _check_nulls(field.type.value_field, _flatten(column))
 
 
 def _read_rows(batch: pa.RecordBatch) -> list[Episode]:

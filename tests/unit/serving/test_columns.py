@@ -131,6 +131,20 @@ def test_a_row_that_is_no_episode_is_refused(column: str, change: Change, reason
         read_batch(rewrite(PLAIN, column, change))
 
 
+def test_a_null_that_is_not_counted_is_no_null() -> None:
+    """Where a message says that there is none, its mask is not looked at: what is read is a number, or refused."""
+    data = rewrite(PLAIN, "member", lambda _: None)
+    one_null = (1).to_bytes(8, "little") * 2  # a node: one row, one null
+    places = [place for place in range(len(data)) if data.startswith(one_null, place)]
+    assert places
+    for place in places:
+        try:
+            (episode,) = read_batch(data[: place + 8] + bytes(8) + data[place + 16 :])
+        except FormatError:
+            continue
+        assert isinstance(episode.member, int)
+
+
 def test_the_messages_made_by_hand_are_good_where_nothing_is_changed() -> None:
     (episode,) = read_batch(rewrite(PLAIN, "steps", lambda steps: steps))
     assert describe(episode) == describe(PLAIN)
