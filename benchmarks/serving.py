@@ -135,7 +135,7 @@ def measure_actor(folder: Path, config: RunConfig, *, producers: int, grpc: bool
     owner.close()
     where = on_this_node()
     actor = start(StoreActor, config, str(folder), str(owner.uuid), num_cpus=0, scheduling_strategy=where)
-    hands = [ray.remote(Producer).options(num_cpus=0).remote() for _ in range(producers)]
+    hands: list[Any] = [ray.remote(Producer).options(num_cpus=0).remote() for _ in range(producers)]
     try:
         prepare(StoreClient(actor))
         ray.get([hand.ready.remote() for hand in hands])

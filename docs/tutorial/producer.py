@@ -18,7 +18,8 @@ NAME = "outside-0"
 def play(task: Task) -> tuple[Step, float]:
     """Your part: what the policy was shown, what it answered with which log-probabilities, and what that is worth."""
     prompt, answer = np.array([5, 6, 7], dtype=np.int32), np.array([8, 2], dtype=np.int32)
-    return Step(observation=prompt, action=answer, log_probs=np.log(np.float32([0.5, 0.9]))), float(task.index % 2)
+    log_probs = np.log(np.array([0.5, 0.9], dtype=np.float32))
+    return Step(observation=prompt, action=answer, log_probs=log_probs), float(task.index % 2)
 
 
 def main(address: str, num_tasks: int) -> None:

@@ -9,6 +9,7 @@ tailer ADDRESS        follows the data log and prints each LSN
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,4 +47,5 @@ def follow(address: str) -> None:
 
 
 if __name__ == "__main__":
-    {"server": serve, "producer": produce, "tailer": follow}[sys.argv[1]](*sys.argv[2:])
+    ROLES: dict[str, Callable[..., None]] = {"server": serve, "producer": produce, "tailer": follow}
+    ROLES[sys.argv[1]](*sys.argv[2:])

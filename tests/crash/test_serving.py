@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from contracts.records import Episode
+from serving.client import connect
 from serving.columns import write_batch
-from tests.contract.stores import TOKEN, Driver, Opened, connect, open_remote, served, small_config
+from tests.contract.stores import TOKEN, Driver, Opened, open_remote, served, small_config
 from tests.unit.buffers.bench import make_step
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs.schema import SERVING_TOKEN, Serving
-from contracts.errors import ConfigError, StoreUnreachableError, UserError
+from contracts.errors import ConfigError, StoreError, StoreUnreachableError, UserError
 from serving.access import Tls
 from serving.client import connect
 from serving.exposure import check_exposure, is_loopback, join_address
@@ -75,9 +75,10 @@ def test_learners_from_outside_need_leave(tmp_path: Path) -> None:
     settings = SERVING.model_copy(update={"decisions": False})
     with served(tmp_path, small_config(), settings=settings) as (server, owner), open_remote(server) as store:
         (_, session) = owner.decisions()[0]
-        for call in (lambda: store.open_session(session), lambda: store.decide(session, 0)):
-            with pytest.raises(Exception, match="takes no decisions from outside"):
-                call()
+        with pytest.raises(StoreError, match="takes no decisions from outside"):
+            store.open_session(session)
+        with pytest.raises(StoreError, match="takes no decisions from outside"):
+            store.decide(session, 0)
         assert len(owner.decisions()) == 1
 
 
