@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from itertools import islice
@@ -62,7 +63,7 @@ def test_a_run_serves_its_store_while_it_lives(tmp_path: Path, monkeypatch: pyte
             with connect(address, token="wrong") as store, pytest.raises(UserError):
                 store.ledger()
         finally:
-            ratchet("stop", str(folder))
+            run.send_signal(signal.SIGINT)
             output, _ = run.communicate(timeout=300)
     assert run.returncode == 130, output
     assert not (folder / "serving.json").exists()
@@ -72,7 +73,7 @@ def test_a_run_serves_its_store_while_it_lives(tmp_path: Path, monkeypatch: pyte
 def wait_for_folder(root: Path, run: subprocess.Popen[str]) -> Path:
     """The run's folder once its store is served."""
     while True:
-        assert run.poll() is None
+        assert run.poll() is None, run.communicate()[0]
         found = list(root.glob("*/serving.json"))
         if found:
             return found[0].parent.resolve()
