@@ -19,6 +19,7 @@ def names_in(path: Path) -> set[str]:
         return set(file.keys())
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_from_its_base_to_its_exports(tmp_path: Path) -> None:
     base, changed = tmp_path / "base", tmp_path / "changed"
     for folder, seed in ((base, "0"), (changed, "1")):

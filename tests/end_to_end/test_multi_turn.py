@@ -38,7 +38,11 @@ def run_to_end(settings: Mapping[str, object], *, root: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("transformers", marks=pytest.mark.ray)]
+    "backend",
+    [
+        pytest.param("vllm", marks=pytest.mark.vllm),
+        pytest.param("transformers", marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
 )
 @pytest.mark.timeout(10 * MINUTES)
 def test_a_short_run(tmp_path: Path, backend: str) -> None:
