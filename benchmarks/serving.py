@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.cluster import joined
 from actors.process import on_this_node, start
@@ -69,7 +68,7 @@ def prepare(store: Store) -> None:
 
 
 def produce(store: Store, *, uuid: str, name: str, num_groups: int, batch: int, seconds: float) -> Measured:
-    """Lease, make everything, then append batch after batch until the time is over."""
+    """Lease, make everything, append one to warm up, then batch after batch until the time is over."""
     epoch = store.attach(name)
     leases = store.lease(name, epoch, max_tasks=num_groups)
     step = Step(
@@ -98,6 +97,7 @@ def produce(store: Store, *, uuid: str, name: str, num_groups: int, batch: int, 
 
     places = [(lease, member) for lease in leases for member in lease.missing]
     episodes = [make(lease, member, seq) for seq, (lease, member) in enumerate(places)]
+    store.append([episodes.pop()])  # what is made or imported at the first call is no part of the figures
     waits: list[float] = []
     began = time.perf_counter()
     while time.perf_counter() - began < seconds and (len(waits) + 1) * batch <= len(episodes):
@@ -131,6 +131,8 @@ def measure_in_process(folder: Path, config: RunConfig, *, producers: int, **wor
 
 
 def measure_actor(folder: Path, config: RunConfig, *, producers: int, grpc: bool, **words: Any) -> list[Measured]:
+    import ray  # after actors/, which sets what it reads at import
+
     owner = StoreOwner.open(folder / "store", config=config, source=task_source(config), create=True)
     owner.close()
     where = on_this_node()

@@ -11,6 +11,7 @@ from buffers.reading import Records
 from configs.schema import Serving
 from contracts.errors import ConfigError
 from serving.access import TokenGuard, server_credentials
+from serving.columns import read_batch, write_batch
 from serving.exposure import check_exposure, join_address
 from serving.meter import TOKEN, Meter
 from serving.service import ExperienceStoreService, ServedStore
@@ -43,6 +44,7 @@ class StoreServer:
         port = self._bind(settings)
         self.is_secure = settings.certificate is not None
         self.host, self.port = settings.host, port
+        read_batch(write_batch([]))  # pyarrow imports pandas, where there is one, at the first array: not in a call
         self._server.start()
 
     @property
