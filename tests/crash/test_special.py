@@ -203,6 +203,7 @@ def held_by(view: StoreView, producer: str) -> set[int]:
 
 
 @ray
+@pytest.mark.slow
 def test_a_batch_that_kills_the_learner_twice_is_skipped(run: Run) -> None:
     run.launch()
     known = newest_step(run.view())

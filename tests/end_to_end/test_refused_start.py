@@ -10,6 +10,7 @@ from tests.end_to_end.commands import TINY, options, ratchet
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_constructor_that_refuses_ends_the_run_with_its_own_message(tmp_path: Path) -> None:
     """Only the rollout worker reads the tokenizer here, while it is made."""
     base = tmp_path / "base"
