@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from buffers.codec import decode
 from buffers.decider import MOST_REPLACED
 from buffers.owner import StoreOwner, episode_id
 from buffers.view import StoreView
@@ -23,21 +20,15 @@ from contracts.records import (
     Batch,
     Closed,
     Disposition,
-    Episode,
-    Fault,
     Feedback,
     Kind,
-    Purpose,
-    Quarantined,
     Served,
     Session,
     Skip,
     Span,
-    StopReason,
     Version,
 )
-from tests.unit.buffers.bench import GROUPS_PER_STEP, Bench, Clock, make_step, name_task, opened, small_config
-from tests.unit.buffers.samples import STRETCH
+from tests.unit.buffers.bench import GROUPS_PER_STEP, Bench, Clock, name_task, opened, small_config
 
 
 def test_the_owner_is_a_store(tmp_path: Path) -> None:
@@ -82,150 +73,6 @@ def test_a_second_copy_is_told_the_first_ones_lsn(tmp_path: Path, ack: str) -> N
         (late_copy,) = bench.owner.append([bench.make(lease, 0)])
         assert (late_copy.lsn, late_copy.duplicate) == (first.lsn, True)
         assert bench.owner.status()["doubled"] == 0
-
-
-Spoil = Callable[[Episode], dict[str, Any]]
-DOUBLE: Any = np.float64
-HUGE = np.zeros((64 << 20) // 8, dtype=np.int32)
-INVALID: dict[str, tuple[Spoil, Fault, str]] = {
-    "a log-prob that is not finite": (
-        lambda episode: {
-            "steps": (dataclasses.replace(make_step(), log_probs=np.array([0, np.nan, 0], dtype=np.float32)),)
-        },
-        Fault.LOG_PROB,
-        "a log-probability is not finite",
-    ),
-    "too few log-probs": (
-        lambda episode: {"steps": (dataclasses.replace(make_step(), log_probs=np.zeros(2, dtype=np.float32)),)},
-        Fault.SHAPE,
-        "3 action tokens have 2 log_probs",
-    ),
-    "doubles": (
-        lambda episode: {"steps": (dataclasses.replace(make_step(), log_probs=np.zeros(3, dtype=DOUBLE)),)},
-        Fault.DTYPE,
-        "log_probs is float64",
-    ),
-    "a matrix of tokens": (
-        lambda episode: {"steps": (dataclasses.replace(make_step(), action=np.zeros((1, 3), dtype=np.int32)),)},
-        Fault.SHAPE,
-        "2 dimensions, not one",
-    ),
-    "numbers that the format cannot hold": (
-        lambda episode: {"reward_parts": {"length": object()}},
-        Fault.UNREADABLE,
-        "cannot be kept",
-    ),
-    "a stretch whose observations are not finite": (
-        lambda episode: {
-            "steps": (dataclasses.replace(STRETCH, observation=np.full((3, 2), np.inf, dtype=np.float32)),)
-        },
-        Fault.OBSERVATION,
-        "an observation or a reward",
-    ),
-    "more than a frame holds": (
-        lambda episode: {
-            "steps": (dataclasses.replace(make_step(), observation=HUGE, action=HUGE, log_probs=HUGE.view(np.float32)),)
-        },
-        Fault.OVERSIZED,
-        "a frame holds 67108864",
-    ),
-    "no step": (lambda episode: {"steps": ()}, Fault.EMPTY, "no step"),
-    "no action": (lambda episode: {"steps": (make_step(0),)}, Fault.EMPTY, "no step has an action"),
-    "an infinite reward": (lambda episode: {"reward": float("inf")}, Fault.REWARD, "its reward is inf"),
-    "a reward that nobody waits for": (lambda episode: {"reward": None}, Fault.REWARD, "nor a deadline"),
-    "a reward for an error": (
-        lambda episode: {"stop_reason": StopReason.ENV_ERROR},
-        Fault.REWARD,
-        "although it ended with env_error",
-    ),
-    "no span": (lambda episode: {"spans": ()}, Fault.SPANS, "not at 0"),
-    "spans that start late": (lambda episode: {"spans": (Span(start=1, version=0),)}, Fault.SPANS, "not at 0"),
-    "spans that fall": (
-        lambda episode: {"spans": (Span(start=0, version=0), Span(start=0, version=1))},
-        Fault.SPANS,
-        "do not rise",
-    ),
-    "a span behind the end": (
-        lambda episode: {"spans": (Span(start=0, version=0), Span(start=3, version=0))},
-        Fault.SPANS,
-        "token 3 of 3",
-    ),
-    "a version that nobody made": (
-        lambda episode: {"spans": (Span(start=0, version=17),)},
-        Fault.VERSION,
-        "knows no version 17",
-    ),
-    "another environment": (lambda episode: {"environment": "moon"}, Fault.ENVIRONMENT, "it is from 'moon'"),
-    "an evaluation": (lambda episode: {"purpose": Purpose.EVALUATE}, Fault.PURPOSE, "its purpose is evaluate"),
-    "no name": (lambda episode: {"episode_id": ""}, Fault.IDENTITY, "no episode_id"),
-    "no lease": (lambda episode: {"lease": 3}, Fault.LEASE, "3 is no lease"),
-    "no such member": (lambda episode: {"member": 2}, Fault.LEASE, "members 0 to 1, not member 2"),
-    "another task": (lambda episode: {"task_id": "task/9"}, Fault.LEASE, "task/9"),
-}
-
-
-@pytest.mark.parametrize(("spoil", "fault", "reason"), INVALID.values(), ids=INVALID.keys())
-def test_a_bad_episode_is_kept_apart_and_its_group_is_never_sampled(
-    tmp_path: Path, spoil: Spoil, fault: Fault, reason: str
-) -> None:
-    with opened(tmp_path) as bench:
-        bench.serve(0)
-        leases = bench.lease()
-        first, others = leases[0], leases[1:]
-        good, bad = bench.make(first, 0), bench.make(first, 1)
-        spoilt = dataclasses.replace(bad, **spoil(bad))
-        one, two = bench.owner.append([good, spoilt])
-        assert (one.fault, two.fault, two.duplicate) == (None, fault, False)
-        (again,) = bench.owner.append([spoilt])
-        assert (again.lsn, again.fault, again.duplicate) == (two.lsn, fault, True)
-        if fault is Fault.LEASE:  # nobody's try: the member is still to come
-            bench.owner.append([bench.make(first, 1)])
-        bench.play(others)
-        _, batch = bench.cut(1)
-        assert two.lsn not in [row.episode_lsn for row in batch.rows]
-        assert (first.lsn in {row.lease for row in batch.rows}) == (fault is Fault.LEASE)
-        ledger = bench.owner.ledger()
-        assert ledger.quarantined == {fault.value: 1}
-        assert ledger.ended["quarantined"] == (fault is not Fault.LEASE)
-        assert ledger.balanced
-        with pytest.raises(StoreError, match="is a Quarantined, not an Episode"):
-            bench.owner.read([two.lsn])
-    with opened(tmp_path) as bench:
-        assert bench.owner.ledger() == ledger
-        (kept,) = [record for _, record in bench.owner._records.scan_data(two.lsn, two.lsn + 1)]
-    assert isinstance(kept, Quarantined)
-    assert reason in kept.detail
-    assert (kept.fault, kept.task_id, kept.producer) == (fault, spoilt.task_id, "rollout-0")
-    assert (kept.num_bytes == 0) == (fault is Fault.UNREADABLE)
-
-
-def test_the_whole_bad_episode_can_be_looked_at(tmp_path: Path) -> None:
-    with opened(tmp_path) as bench:
-        bench.serve(0)
-        (lease, *_) = bench.lease()
-        bad = bench.make(lease, 0, reward=float("inf"))
-        (ack,) = bench.owner.append([bad])
-        frame = bench.owner._records.data.read(ack.lsn)
-    kept = decode(frame.kind, frame.payload)
-    assert isinstance(kept, Quarantined)
-    inside = decode(Kind.EPISODE, kept.payload.tobytes())
-    assert isinstance(inside, Episode)
-    assert dataclasses.replace(inside, steps=()) == dataclasses.replace(bad, steps=())
-
-
-def test_an_engine_error_without_tokens_is_kept_and_quarantines_its_group(tmp_path: Path) -> None:
-    with opened(tmp_path) as bench:
-        bench.serve(0)
-        (lease, *_) = bench.lease()
-        bench.owner.append([bench.make(lease, 0)])
-        failed = bench.make(lease, 1, steps=(make_step(0),), stop_reason=StopReason.ENGINE_ERROR, reward=None)
-        bench.owner.append([dataclasses.replace(failed, spans=(Span(start=0, version=-1),))])
-        assert bench.owner.append_batch(bench.request(1)) is None
-        ledger = bench.owner.ledger()
-        assert (ledger.ended["quarantined"], ledger.episodes) == (1, 2)
-        ((_, closed),) = bench.owner.decisions(kinds=[Kind.CLOSED])
-        assert isinstance(closed, Closed)
-        assert (closed.leases, closed.disposition) == ((lease.lsn,), Disposition.QUARANTINED)
 
 
 def test_many_threads_share_the_log(tmp_path: Path) -> None:
