@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,28 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.runs import QUICKSTART, ratchet, set_words
 from configs.formulas import FORMULAS, KEYS
 from evaluation.intervals import bootstrap_seeds
 
-ROOT = Path(__file__).resolve().parents[1]
 OWN = "own-settings"
-RUN_FILE = "configs/quickstart.yaml"
-COMMAND_S = 7200.0
 STATS = ("importance_ess", "kl", "clip_fraction_low", "clip_fraction_high", "grad_norm")
-
-
-def ratchet(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "console.main", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"ratchet {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def record(folder: Path, *, steps: int, settings: Sequence[str]) -> Path:
@@ -53,7 +35,7 @@ def record(folder: Path, *, steps: int, settings: Sequence[str]) -> Path:
         if json.loads(status.read_text())["state"] == "finished":
             return status.parent
     every = [f"steps={steps}", f"learner.decay_steps={steps}", *settings, f"root={folder / 'runs'}"]
-    ratchet("run", RUN_FILE, "--json", *(word for one in every for word in ("--set", one)))
+    ratchet("run", str(QUICKSTART), "--json", *set_words(every))
     return (folder / "runs" / "latest").resolve()
 
 

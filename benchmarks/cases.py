@@ -7,17 +7,15 @@ nothing can be said twice and differently. Where TRL has settings of its own, it
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import string
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.processes import Job
+from benchmarks.runs import QUICKSTART, ROOT, SAID, environment_of, ratchet, set_words, start_run
 from configs.formulas import Formula
 from configs.loader import load
 from configs.schema import RunConfig
@@ -25,11 +23,7 @@ from environments.text.dataset import TextTasks
 from learners.optimizer import learning_rate
 from loops.tasks import task_source
 
-ROOT = Path(__file__).resolve().parents[1]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 DERIVED = Formula(aggregation="token", clip_high=0.28)  # TRL: loss_type dapo, scale_rewards group
-PREPARE_S = 1800.0
-SAID = "said.log"  # what a system printed, in its folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,41 +121,6 @@ def _triples() -> list[tuple[str, str, str]]:
     return [(a, b, c) for a in letters for b in letters for c in letters]
 
 
-def environment_of(system: str) -> dict[str, str]:
-    """What processes see: one thread unless they ask for more; TRL's do not see our packages."""
-    variables = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if system != "ratchet":
-        del variables["PYTHONPATH"]
-    return variables
-
-
-def set_words(settings: Sequence[str]) -> list[str]:
-    return [word for setting in settings for word in ("--set", setting)]
-
-
-def ratchet(*words: str) -> None:
-    """One `ratchet` command to its end. Raises SystemExit with its words where it fails."""
-    command = [sys.executable, "-m", "console.main", *words]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment_of("ratchet"),
-        capture_output=True,
-        text=True,
-        timeout=PREPARE_S,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"ratchet {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
-
-
 def prepare_model(case: Case, *, seed: int, folder: Path) -> Path:
     """The weights from which both systems start: Ratchet's own warm start, exported as a Hugging Face folder."""
     out = folder / f"{case.name}-{seed}"
@@ -174,17 +133,8 @@ def prepare_model(case: Case, *, seed: int, folder: Path) -> Path:
 
 
 def start_ratchet(case: Case, *, settings: Sequence[str], root: Path) -> Job:
-    """`ratchet run` with its run folder in `root`."""
-    root.mkdir(parents=True, exist_ok=True)
-    words = set_words([*case.settings, *settings, f"root={root}"])
-    command = [sys.executable, "-m", "console.main", "run", str(case.run_file), *words, "--json"]
-    return Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / SAID)
-
-
-def resume_ratchet(root: Path) -> Job:
-    """`ratchet resume` of the newest run in `root`."""
-    command = [sys.executable, "-m", "console.main", "resume", str((root / "latest").resolve()), "--json"]
-    return Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / SAID)
+    """`ratchet run` of the case with its run folder in `root`."""
+    return start_run(case.run_file, settings=[*case.settings, *settings], root=root)
 
 
 def items_in_order(case: Case, config: RunConfig, *, num_items: int) -> list[dict[str, str]]:

@@ -13,19 +13,15 @@ import argparse
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import environment_of, set_words
-from benchmarks.processes import Job
+from benchmarks.runs import finish, scratch_folder, start_run
 from telemetry.logs import read_lines
 from telemetry.spans import read
 
-ROOT = Path(__file__).resolve().parents[1]
 MODES = {"separate": (), "colocated": ("cluster.mode=colocated", "mode=sync", "max_staleness=0")}
 GOAL = 1.3  # times as long, at most
 LOOK_S = 1.0
@@ -35,27 +31,17 @@ PAUSES = ("pause", "push", "probe", "sleep", "wake")
 
 def measure(mode: str, *, config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
     """One run to its end. Raises SystemExit where it fails."""
-    root.mkdir(parents=True)
-    words = set_words([*settings, *MODES[mode], f"root={root}"])
-    command = [sys.executable, "-m", "console.main", "run", config, *words, "--json"]
-    started, largest = time.monotonic(), 0
-    job = Job(command, cwd=ROOT, environment=environment_of("ratchet"), log=root / "said.txt")
+    started, sizes = time.monotonic(), list[int]()
+    job = start_run(Path(config), settings=[*settings, *MODES[mode]], root=root)
     try:
-        while not job.ended:
-            largest = max(largest, job.resident_bytes())
-            if time.monotonic() - started > RUN_S:
-                raise SystemExit(f"not over after {RUN_S:g} s:\n{job.log.read_text()}")
-            time.sleep(LOOK_S)
+        status = finish(job, timeout_s=RUN_S, look=lambda: sizes.append(job.resident_bytes()), every_s=LOOK_S)
     finally:
         job.kill()
-    if job.code:
-        raise SystemExit(f"the run ended with code {job.code}:\n{job.log.read_text()}")
     seconds = time.monotonic() - started
     run = (root / "latest").resolve()
     lines = [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "step"]
     window = lines[len(lines) // 10 :]
     clock = window[-1]["time"] - window[0]["time"]
-    status = json.loads(job.log.read_text().splitlines()[-1])
     return {
         "mode": mode,
         "seconds": round(seconds, 1),
@@ -63,7 +49,7 @@ def measure(mode: str, *, config: str, settings: Sequence[str], root: Path) -> d
         "completions_per_s": round(sum(line["episodes"] for line in window[1:]) / clock, 1),
         "tokens_per_s": round(sum(line["tokens"] for line in window[1:]) / clock, 1),
         "pauses_s": pauses(run),
-        "memory_gib": round(largest / 2**30, 2),
+        "memory_gib": round(max(sizes) / 2**30, 2),
         "idle": status.get("idle"),
         "held_out": [round(status["held_out"][key], 4) for key in ("first", "last")],
         "load": round(os.getloadavg()[0], 1),
@@ -91,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     quick = ["steps=60", "environment.held_out_items=32", "evaluate.samples=1"] if options.quick else []
     rows = []
-    with tempfile.TemporaryDirectory(prefix="ratchet-colocated-") as scratch:
+    with scratch_folder(None) as scratch:
         for number in range(options.rounds):
             for mode in MODES:
-                root = Path(scratch) / f"{mode}-{number}"
+                root = scratch / f"{mode}-{number}"
                 row = measure(mode, config=options.config, settings=[*quick, *options.settings], root=root)
                 rows.append({"round": number, **row})
                 print(json.dumps(rows[-1]), flush=True)

@@ -24,7 +24,6 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,9 +33,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import WORDS, Case, items_in_order, prepare_model, resume_ratchet, start_ratchet, start_trl
+from benchmarks.cases import WORDS, Case, items_in_order, prepare_model, start_ratchet, start_trl
 from benchmarks.peers import peer_python
 from benchmarks.processes import Job, Tail
+from benchmarks.runs import resume_run, scratch_folder
 from buffers.groups import Stage
 from buffers.view import StoreView
 from contracts.records import Batch, Kind, Version
@@ -134,7 +134,7 @@ class RatchetRun:
 
     def start(self) -> Job:
         if (self._root / "latest").exists():
-            return resume_ratchet(self._root)
+            return resume_run(self._root)
         return start_ratchet(self._case, settings=self._settings, root=self._root)
 
     def step(self, *, since: float = 0.0) -> int:
@@ -217,12 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     kills = options.kills or (2 if options.quick else 20)
     peer_python("trl")
-    scratch = (options.keep or Path(tempfile.mkdtemp(prefix="ratchet-crash-cost-"))).absolute()
-    try:
-        report = compare(kills=kills, seed=options.seed, folder=scratch, only=options.only)
-    finally:
-        if options.keep is None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder(options.keep) as folder:
+        report = compare(kills=kills, seed=options.seed, folder=folder, only=options.only)
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))

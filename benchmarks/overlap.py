@@ -14,9 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import Job
+from benchmarks.runs import QUICKSTART, finish, scratch_folder, start_run
 from evaluation.intervals import bootstrap
 from telemetry.logs import read_lines
 
-ROOT = Path(__file__).resolve().parents[1]
 WARM_STEPS = 30  # before the clock starts: the queue is full, caches are warm
 GOAL_OVERLAP, GOAL_FREE = 1.3, 1.0
 STALENESS, SEEDS = (1, 2, 4), (0, 1, 2)
@@ -54,17 +52,16 @@ VARIANTS = (
 def measure(variant: Variant, *, settings: Sequence[str], steps: int, scratch: Path) -> dict[str, Any]:
     """Completions a second between step WARM_STEPS and `steps`, and the mean seconds of a step's parts."""
     runs = scratch / variant.name.replace(", ", "-")
-    every = (*settings, *variant.settings, f"root={runs}", f"steps={steps}", "evaluate.samples=1")
-    process = start([*every, "environment.held_out_items=16"])
+    every = (*settings, *variant.settings, f"steps={steps}", "evaluate.samples=1", "environment.held_out_items=16")
+    job = start_run(QUICKSTART, settings=every, root=runs)
     try:
-        wait_for_step(process, runs, step=WARM_STEPS // 3)
+        wait_for_step(job, runs, step=WARM_STEPS // 3)
         if variant.pinned:
             for role, core in PINNED.items():
                 pin(process_id(runs, role), core=core)
-        finish(process)
+        finish(job, timeout_s=RUN_S)
     finally:
-        process.kill()
-        process.wait()
+        job.kill()
     lines = [line for line in read_lines(runs.resolve() / "latest" / "metrics.jsonl") if line["phase"] == "step"]
     first, last = lines[WARM_STEPS - 1], lines[-1]
     window = lines[WARM_STEPS:]
@@ -81,29 +78,9 @@ def measure(variant: Variant, *, settings: Sequence[str], steps: int, scratch: P
     }
 
 
-def start(settings: Sequence[str]) -> subprocess.Popen[str]:
-    words = [word for setting in settings for word in ("--set", setting)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "console.main", "run", "configs/quickstart.yaml", "--json", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The run's last word."""
-    out, _ = process.communicate(timeout=RUN_S)
-    if process.returncode != 0:
-        raise SystemExit(f"the run failed with code {process.returncode}:\n{out}")
-    last: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    return last
-
-
-def wait_for_step(process: subprocess.Popen[str], runs: Path, *, step: int) -> None:
+def wait_for_step(job: Job, runs: Path, *, step: int) -> None:
     deadline = time.monotonic() + RUN_S
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not job.ended:
         file = runs / "latest" / "metrics.jsonl"
         if file.exists() and any(line["phase"] == "step" and line["step"] >= step for line in read_lines(file)):
             return
@@ -126,12 +103,11 @@ def curve(staleness: int, seed: int, *, settings: Sequence[str], steps: int, scr
     """Held-out accuracy of one run to its end."""
     runs = scratch / f"staleness-{staleness}-seed-{seed}"
     fixed = (f"max_staleness={staleness}", f"seed={seed}", f"steps={steps}", f"learner.decay_steps={steps}")
-    process = start([*settings, *fixed, f"root={runs}"])
+    job = start_run(QUICKSTART, settings=[*settings, *fixed], root=runs)
     try:
-        scores = finish(process)["held_out"]
+        scores = finish(job, timeout_s=RUN_S)["held_out"]
     finally:
-        process.kill()
-        process.wait()
+        job.kill()
     lines = [line for line in read_lines(runs / "latest" / "metrics.jsonl") if line["phase"] == "step"]
     return {
         "staleness": staleness,
@@ -163,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("two cores are needed: one for the engine, one for the update worker")
-    with tempfile.TemporaryDirectory(prefix="ratchet-overlap-") as folder:
-        scratch = Path(folder)
+    with scratch_folder(None) as scratch:
         steps = 60 if options.quick else 200
         rows = []
         for number in range(options.rounds):

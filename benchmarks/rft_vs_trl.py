@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import numpy as np
 from benchmarks.cases import LONG, SHORT, Case, placed, prepare_model, start_ratchet, start_trl
 from benchmarks.peers import peer_python
 from benchmarks.processes import Job, Tail, Used, seconds_between
+from benchmarks.runs import scratch_folder
 from telemetry.spans import read
 
 GOALS = {"short": 1.5, "long": 3.0}
@@ -196,12 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     peer_python("trl")
-    scratch = options.keep or Path(tempfile.mkdtemp(prefix="ratchet-trl-"))
-    try:
-        report = compare(options, scratch.absolute())
-    finally:
-        if options.keep is None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder(options.keep) as folder:
+        report = compare(options, folder)
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))

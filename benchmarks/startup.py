@@ -18,11 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import QUICKSTART, ROOT, ratchet, set_words
 from telemetry.logs import read_lines
 
-ROOT = Path(__file__).resolve().parents[1]
 GOAL_S = 60.0
-RUN_S = 300.0
 EVENTS = (  # role, message in its log, what the row says
     ("driver", "cluster joined", "Ray cluster up"),
     ("driver", "crew hired", "placement groups ready, actors asked for"),
@@ -43,18 +42,8 @@ PEERS = {
 
 def timeline(runs: Path, *, settings: Sequence[str]) -> dict[str, float]:
     """Seconds from the command to each event of one run of one step, and the warm start's own seconds."""
-    words = [word for setting in (*settings, f"root={runs}", "steps=1") for word in ("--set", setting)]
     launched = time.time()
-    done = subprocess.run(
-        [sys.executable, "-m", "console.main", "run", "configs/quickstart.yaml", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=RUN_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"the run failed:\n{done.stdout}{done.stderr}")
+    ratchet("run", str(QUICKSTART), *set_words([*settings, f"root={runs}", "steps=1"]))
     folder = (runs / "latest").resolve()
     times: dict[str, float] = {}
     for role, message, row in EVENTS:
