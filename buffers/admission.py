@@ -56,6 +56,6 @@ def is_share(position: int, config: RunConfig, *, rank: int, world: int) -> bool
 def _new_positions(fold: Fold, reserved: Collection[int]) -> Iterator[int]:
     position = fold.frontier
     while True:
-        if position not in fold.positions and position not in reserved:
+        if position not in fold.ahead and position not in reserved:
             yield position
         position += 1

@@ -83,9 +83,10 @@ class Decider:
         known = fold.version_lsns.get((record.branch, record.step, record.root_hash))
         if known is not None:
             return known
-        newest = max(fold.versions, default=-1)
-        if record.version <= newest:
-            raise StoreError(f"version {record.version} is not above {newest}: numbers rise and are never used again")
+        if record.version <= fold.newest_version:
+            raise StoreError(
+                f"version {record.version} is not above {fold.newest_version}: numbers rise and are never used again"
+            )
         if record.parent >= 0 and record.parent not in fold.versions:
             raise StoreError(f"version {record.version}: there is no parent version {record.parent}")
         return None

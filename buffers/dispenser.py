@@ -76,7 +76,7 @@ class Dispenser:
             group_size=config.learner.group_size,
             producer=producer,
             branch=fold.branch,
-            attempt=0 if earlier is None else fold.groups[earlier].task.attempt + 1,
+            attempt=0 if earlier is None else earlier[1] + 1,
         )
 
     def _submit(self, tasks: Sequence[Task], producer: str, epoch: int) -> Future[list[int]]:

@@ -12,7 +12,8 @@ ordered by LSNs, and a task's newest lease is the one with the most attempts.
                 ├──► FAULTY (a member is invalid or quarantined) ──► QUARANTINED
                 └──► ABANDONED, or LATE once an episode came after all
 
-No I/O here. Memory: about 1.2 KB a group of 8 for every group since the log began; rewards only of those not ended.
+No I/O here. What has ended, or is history, stands on shelves (buffers/shelf.py): with an index behind them memory holds
+what may still change and nothing else, so it does not grow with the log.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from buffers.groups import Group, Member, Producer, Stage
+from buffers.shelf import Shelf
 from contracts.records import (
     Batch,
     Branch,
@@ -43,23 +46,32 @@ from contracts.records import (
 )
 
 FIRST_CONTROL_KIND = 64  # see Kind
-RETRY_WINDOW = 1 << 16  # newest sequence numbers remembered for each producer
-
-
+UNENDED = tuple(stage for stage in Stage if stage is not Stage.ENDED)
 _REWARDABLE = (Stage.PENDING, Stage.READY, Stage.OPEN, Stage.FAULTY, Stage.BATCHED)
+
+
+def _has_ended(group: Group) -> bool:
+    return group.stage is Stage.ENDED
 
 
 @dataclass
 class Fold:
     """`apply` records of either log, each log in its order. Compares by value."""
 
-    groups: dict[int, Group] = field(default_factory=dict)  # lease → group
-    stages: dict[Stage, set[int]] = field(default_factory=lambda: {stage: set() for stage in Stage})
+    groups: Shelf[int, Group] = field(default_factory=lambda: Shelf(_has_ended))  # lease → group
+    producers: Shelf[str, Producer] = field(default_factory=Shelf)
+    versions: Shelf[int, Version] = field(default_factory=Shelf)
+    version_lsns: Shelf[tuple[int, int, str], int] = field(default_factory=Shelf)  # (branch, step, root hash) → LSN
+    batch_lsns: Shelf[tuple[int, int], int] = field(default_factory=Shelf)  # (branch, step) → LSN
+    settled: Shelf[int, int] = field(default_factory=Shelf)  # version → LSN of the SERVED or refusal it had last
+
+    stages: dict[Stage, set[int]] = field(default_factory=lambda: {stage: set() for stage in UNENDED})
     ended: Counter[Disposition] = field(default_factory=Counter)
-    positions: dict[int, int] = field(default_factory=dict)  # task position → its newest lease
+    positions: dict[int, tuple[int, int]] = field(default_factory=dict)  # unfinished task's position → (lease, attempt)
     frontier: int = 0  # the smallest position never handed out
+    ahead: set[int] = field(default_factory=set)  # positions above it that were
     to_hand_again: set[int] = field(default_factory=set)  # positions whose newest lease was abandoned
-    producers: dict[str, Producer] = field(default_factory=dict)
+    num_handed: int = 0
     num_episodes: int = 0
     quarantined: Counter[Fault] = field(default_factory=Counter)
     num_late: int = 0
@@ -70,12 +82,9 @@ class Fold:
 
     branch: int = 0  # the newest one
     branches: dict[int, Branch] = field(default_factory=dict)
-    versions: dict[int, Version] = field(default_factory=dict)
-    version_lsns: dict[tuple[int, int, str], int] = field(default_factory=dict)  # (branch, step, root hash) → LSN
+    newest_version: int = -1
     heads: dict[int, int] = field(default_factory=dict)  # branch → its newest version
     served: int = -1  # the version that the engines took last; -1: none since the owner opened the store
-    settled: set[int] = field(default_factory=set)  # versions that were served or refused
-    batch_lsns: dict[tuple[int, int], int] = field(default_factory=dict)  # (branch, step) → LSN
     last_steps: dict[int, int] = field(default_factory=dict)  # branch → step of its newest batch
     open_batches: dict[int, Batch] = field(default_factory=dict)  # LSN → BATCH without VERSION or SKIP
     skip_lsns: dict[int, int] = field(default_factory=dict)  # BATCH LSN → SKIP LSN
@@ -84,7 +93,11 @@ class Fold:
 
     data_end: int = 0  # all records of each log below these LSNs were applied
     control_end: int = 0
-    touched: set[int] = field(default_factory=set, compare=False)  # leases that changed since the reader emptied it
+
+    @property
+    def shelves(self) -> dict[str, Shelf[Any, Any]]:
+        """What an index keeps, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Shelf)}
 
     def apply(self, lsn: int, record: Record) -> None:
         """Take one record in. Records of one log come in LSN order."""
@@ -100,11 +113,10 @@ class Fold:
 
     def ledger(self) -> Ledger:
         """The sums. `in_flight` is counted, not subtracted: `balanced` can fail."""
-        unended = sum(len(leases) for stage, leases in self.stages.items() if stage is not Stage.ENDED)
         return Ledger(
-            handed=len(self.groups),
+            handed=self.num_handed,
             ended={disposition.value: self.ended[disposition] for disposition in Disposition},
-            in_flight=unended,
+            in_flight=sum(map(len, self.stages.values())),
             ready=len(self.stages[Stage.READY]),
             episodes=self.num_episodes,
             episodes_late=self.num_late,
@@ -115,8 +127,8 @@ class Fold:
     def staleness(self, version: int, ancestor: int) -> int | None:
         """Versions from `ancestor` to `version` along its parents; None where it is no ancestor."""
         hops = 0
-        while version > ancestor and version in self.versions:  # numbers rise along a branch
-            version = self.versions[version].parent
+        while version > ancestor and (known := self.versions.get(version)) is not None:  # numbers rise along a branch
+            version = known.parent
             hops += 1
         return hops if version == ancestor and version in self.versions else None
 
@@ -140,25 +152,31 @@ class Fold:
         if branch in self.last_steps:
             return self.last_steps[branch]
         head = self.head(branch)
-        return self.versions[head].step if head in self.versions else 0
+        version = None if head is None else self.versions.get(head)
+        return 0 if version is None else version.step
 
     def num_unsettled(self, branch: int) -> int:
         """Steps that were decided and that the engines have not seen: open batches, and a head neither served nor
         refused."""
         num_open = sum(batch.branch == branch for batch in self.open_batches.values())
-        return num_open + (self.head(branch) not in self.settled)
+        head = self.head(branch)
+        return num_open + (head is None or head not in self.settled)
 
     # ------------------------------------------------------------------------------------------ data
 
     def _task(self, lsn: int, task: Task) -> None:
-        self.groups[lsn] = Group(lease=lsn, task=task, data_lsn=lsn)
+        self.groups[lsn] = Group(lease=lsn, task=task)
         self.stages[Stage.OPEN].add(lsn)
-        self.touched.add(lsn)
-        known = self.positions.get(task.position)
-        if known is None or self.groups[known].task.attempt < task.attempt:
-            self.positions[task.position] = lsn
-            self.to_hand_again.discard(task.position)
-        while self.frontier in self.positions:
+        self.num_handed += 1
+        position = task.position
+        known = self.positions.get(position)
+        if known is None or known[1] < task.attempt:
+            self.positions[position] = (lsn, task.attempt)
+            self.to_hand_again.discard(position)
+        if position >= self.frontier:
+            self.ahead.add(position)
+        while self.frontier in self.ahead:
+            self.ahead.remove(self.frontier)
             self.frontier += 1
 
     def _episode(self, lsn: int, episode: Episode) -> None:
@@ -180,7 +198,7 @@ class Fold:
                 deadline=episode.reward_deadline,
             )
         self._remember(episode, lsn)
-        self._place(group, data_lsn=lsn)
+        self._place(group)
 
     def _quarantined(self, lsn: int, record: Quarantined) -> None:
         """It stands in its member's place, where it has one, and makes the group faulty."""
@@ -197,7 +215,7 @@ class Fold:
             group.members[record.member] = Member(
                 valid=False, oldest_version=-1, reward=None, reward_lsn=lsn, ready_lsn=lsn, deadline=None
             )
-        self._place(group, data_lsn=lsn)
+        self._place(group)
 
     def _feedback(self, lsn: int, feedback: Feedback) -> None:
         """A reward counts until the group ends; those that may still change are few enough to search."""
@@ -212,17 +230,14 @@ class Fold:
                         self._place(group)
                         return
 
-    def _remember(self, episode: Episode | Quarantined, lsn: int) -> None:
-        if episode.seq < 0:
+    def _remember(self, record: Episode | Quarantined, lsn: int) -> None:
+        """The high-water mark of its producer."""
+        name, epoch, seq = record.producer, record.producer_epoch, record.seq
+        if seq < 0:
             return
-        producer = self.producers.get(episode.producer)
-        if producer is None or producer.epoch < episode.producer_epoch:
-            producer = self.producers[episode.producer] = Producer(episode.producer_epoch)
-        if producer.epoch == episode.producer_epoch:
-            producer.lsns[episode.seq] = lsn
-            producer.newest = max(producer.newest, episode.seq)
-            if len(producer.lsns) > RETRY_WINDOW:
-                del producer.lsns[next(iter(producer.lsns))]
+        known = self.producers.get(name)
+        if known is None or (known.epoch, known.newest) < (epoch, seq):
+            self.producers[name] = Producer(epoch=epoch, newest=seq, newest_lsn=lsn)
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -235,11 +250,9 @@ class Fold:
     def _find_all(self, leases: Iterable[int]) -> list[Group]:
         return [group for group in map(self._find, leases) if group is not None]
 
-    def _place(self, group: Group, *, data_lsn: int | None = None) -> None:
+    def _place(self, group: Group) -> None:
         """Put the group where its members and its end say it belongs."""
-        if data_lsn is not None:
-            group.data_lsn = max(group.data_lsn, data_lsn)
-        self.touched.add(group.lease)
+        self.groups.touch(group.lease)
         if group.closed_at is not None:
             self._count_late(group, group.closed_at)
         if group.stage in (Stage.BATCHED, Stage.ENDED):
@@ -247,18 +260,30 @@ class Fold:
         self._move(group, group.unended_stage())
 
     def _move(self, group: Group, stage: Stage) -> None:
-        self.stages[group.stage].discard(group.lease)
-        self.stages[stage].add(group.lease)
+        if group.stage is not Stage.ENDED:
+            self.stages[group.stage].remove(group.lease)
+        if stage is not Stage.ENDED:
+            self.stages[stage].add(group.lease)
         group.stage = stage
+        self.groups.touch(group.lease)
 
     def _end(self, group: Group, disposition: Disposition) -> None:
         if group.disposition is not None:
             self.ended[group.disposition] -= 1
-        group.disposition = disposition
-        group.members.clear()
+        group.end(disposition)
         self.ended[disposition] += 1
         self._move(group, Stage.ENDED)
-        self.touched.add(group.lease)
+        self._finish(group)
+
+    def _finish(self, group: Group) -> None:
+        """A task whose newest lease has ended needs its position no more, unless it is to be handed out again."""
+        position = group.task.position
+        if self.positions.get(position, (-1, 0))[0] != group.lease:
+            return
+        if group.disposition in (Disposition.ABANDONED, Disposition.LATE):
+            self.to_hand_again.add(position)
+        else:
+            del self.positions[position]
 
     def _count_late(self, group: Group, closed_at: int) -> None:
         """Count its late episodes; an abandoned lease that has no others is LATE."""
@@ -277,16 +302,12 @@ class Fold:
 
     def _closed(self, lsn: int, closed: Closed) -> None:
         for group in self._find_all(closed.leases):
-            group.control_lsn = lsn
             if group.stage in (Stage.BATCHED, Stage.ENDED):
                 continue
             group.closed_at = closed.data_lsn
             self.num_replaced += closed.disposition is Disposition.ZERO_SPREAD
             self._end(group, closed.disposition)
             self._place(group)
-            position = group.task.position
-            if closed.disposition is Disposition.ABANDONED and self.positions[position] == group.lease:
-                self.to_hand_again.add(position)
 
     def _batch(self, lsn: int, batch: Batch) -> None:
         self.batch_lsns[batch.branch, batch.step] = lsn
@@ -294,43 +315,41 @@ class Fold:
         self.num_replaced = 0
         self.open_batches[lsn] = batch
         for group in self._find_all(leases_of(batch)):
-            group.control_lsn = lsn
             self._move(group, Stage.BATCHED)
-            self.touched.add(group.lease)
         for drop in batch.dropped:
             for group in self._find_all((drop.lease,)):
-                group.control_lsn, group.closed_at = lsn, batch.data_lsn
+                group.closed_at = batch.data_lsn
                 self._end(group, drop.disposition)
                 self._place(group)
 
-    def _settle_batch(self, lsn: int, batch_lsn: int, end: Callable[[int, Batch], Disposition]) -> Batch | None:
+    def _settle_batch(self, batch_lsn: int, end: Callable[[int, Batch], Disposition]) -> Batch | None:
         """End the groups of an open batch; None where it is not open."""
         batch = self.open_batches.pop(batch_lsn, None)
         if batch is not None:
             for group in self._find_all(leases_of(batch)):
-                group.control_lsn = lsn
                 self._end(group, end(group.lease, batch))
         return batch
 
     def _version(self, lsn: int, version: Version) -> None:
         self.versions[version.version] = version
+        self.newest_version = max(self.newest_version, version.version)
         self.heads[version.branch] = version.version
         self.version_lsns[version.branch, version.step, version.root_hash] = lsn
-        batch = self._settle_batch(lsn, version.batch_lsn, _trained)
+        batch = self._settle_batch(version.batch_lsn, _trained)
         if batch is not None:
             self.num_trained += len(batch.rows)
 
     def _skip(self, lsn: int, skip: Skip) -> None:
         self.skip_lsns[skip.batch_lsn] = lsn
-        self._settle_batch(lsn, skip.batch_lsn, lambda _lease, _batch: Disposition.SKIPPED)
+        self._settle_batch(skip.batch_lsn, lambda _lease, _batch: Disposition.SKIPPED)
 
-    def _served(self, _: int, served: Served) -> None:
+    def _served(self, lsn: int, served: Served) -> None:
         self.served = served.version
-        self.settled.add(served.version)
+        self.settled[served.version] = lsn
 
-    def _guard(self, _: int, guard: Guard) -> None:
+    def _guard(self, lsn: int, guard: Guard) -> None:
         if guard.verdict == "refused":
-            self.settled.add(guard.version)
+            self.settled[guard.version] = lsn
 
     def _checkpoint(self, lsn: int, checkpoint: Checkpoint) -> None:
         self.checkpoints[checkpoint.branch] = (lsn, checkpoint)

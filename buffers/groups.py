@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from contracts.records import Disposition, Task
@@ -43,8 +43,6 @@ class Group:
     disposition: Disposition | None = None
     closed_at: int | None = None  # data LSN from which on its episodes are late
     num_late: int = 0
-    data_lsn: int = 0  # newest record of each log that changed what it holds or how it ended
-    control_lsn: int = -1
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -63,6 +61,13 @@ class Group:
     def last_lsn(self) -> int:
         return max(self.lsns.values(), default=self.lease)
 
+    def end(self, disposition: Disposition) -> None:
+        """Forget what only a group that may still be trained on needs."""
+        self.disposition = disposition
+        self.members.clear()
+        if self.task.payload is not None:
+            self.task = replace(self.task, payload=None)
+
     def unended_stage(self) -> Stage:
         if len(self.lsns) < self.task.group_size:
             return Stage.OPEN
@@ -73,10 +78,10 @@ class Group:
         return Stage.READY
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Producer:
-    """The newest epoch of one producer, and where its newest records lie."""
+    """How far one producer came: the newest sequence number of its newest epoch, and where that record lies."""
 
     epoch: int
-    newest: int = -1  # sequence number
-    lsns: dict[int, int] = field(default_factory=dict)  # seq → LSN
+    newest: int
+    newest_lsn: int

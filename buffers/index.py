@@ -1,68 +1,57 @@
-"""The LMDB index over the data log: a convenience that can be thrown away and is rebuilt from the log.
+"""The LMDB index: where the fold's history lies, and a way to find things; thrown away and rebuilt at any time.
 
-    episodes    episode id → LSN                         tasks      task id → leases (sorted duplicates)
-    leases      lease → task, disposition, member LSNs   producers  name → epoch, newest seq, its LSN
-    meta        store uuid, format, how far of each log it holds
+    episodes   episode id → LSN                      tasks   task id → leases (sorted duplicates)
+    groups, producers, versions, version_lsns, batch_lsns, settled   the fold's shelves (buffers/folding.py)
+    meta       store uuid, format, how far of each log it holds, and the rest of the fold at that very point
 
-Only the store's owner writes it, off the hot path, and never past the durable watermark. LMDB has no page checksums and
-this one is not synced: an index that was in use when the machine lost power, is damaged, foreign, or ahead of the log
-is left behind and a new one is built beside it and swapped in by rename.
+One transaction is one cut of both logs: whoever opens the index has the fold as it was there, and folds on from there.
+Only the store's owner writes it, off the hot path, and never past the durable watermark. Transactions are synced, so it
+outlives a power loss; LMDB has no page checksums, so every value carries one. An index that is damaged, foreign, or
+ahead of the log is left behind and a new one is built beside it and swapped in by rename.
 """
 
 from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import google_crc32c
 import lmdb
 import msgpack
 
-from buffers.groups import Group, Producer
-from buffers.log.watermark import read_boot_id
+from contracts.errors import StoreStoppedError
 
-FORMAT = 1
+FORMAT = 2
+SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "settled")
 _MAX_KEY_BYTES = 400  # LMDB's limit is 511
-_IN_USE = "in-use"  # holds the boot id while an owner writes
+_UNTRUSTED = "untrusted"  # a file that says: build it again
 _LSN = struct.Struct(">Q")
-_TABLES = ("episodes", "leases", "tasks", "producers", "meta")
+_CRC = struct.Struct("<I")
+_TABLES = ("episodes", "tasks", *SHELVES, "meta")
+
+Plain = Any  # what msgpack takes
 
 
-@dataclass(frozen=True)
-class LeaseEntry:
-    """What the index says of a lease. `disposition` is None until it ends."""
-
-    task_id: str
-    disposition: str | None
-    lsns: dict[int, int]  # member → LSN of its episode
+class IndexDamagedError(Exception):
+    """A value does not pass its checksum, or is missing."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """One batch of updates, and how far of each log the index holds after it (LSNs below are in)."""
+    """One cut: what changed since the one before, and how far of each log the index holds after it."""
 
-    episodes: Sequence[tuple[str, int]]  # (id, LSN)
-    groups: Sequence[tuple[int, str, bytes]]  # see describe_group
-    producers: Sequence[tuple[str, bytes]]  # see describe_producer
-    data_lsn: int
+    state: Plain  # of the fold, without its shelves
+    data_lsn: int  # LSNs below are in
     control_lsn: int
-
-
-def describe_group(group: Group) -> tuple[int, str, bytes]:
-    """(lease, task id, value of the lease in the index)."""
-    disposition = group.disposition.value if group.disposition else None
-    value = msgpack.packb([group.task.task_id, disposition, sorted(group.lsns.items())])
-    return group.lease, group.task.task_id, value
-
-
-def describe_producer(name: str, producer: Producer) -> tuple[str, bytes]:
-    """(name, value of the producer in the index)."""
-    newest_lsn = producer.lsns.get(producer.newest, -1)
-    return name, msgpack.packb([producer.epoch, producer.newest, newest_lsn])
+    shelves: Mapping[str, Sequence[tuple[Plain, Plain]]] = field(default_factory=dict)  # name → (key, value)
+    episodes: Sequence[tuple[str, int]] = ()  # (id, LSN)
+    tasks: Sequence[tuple[str, int]] = ()  # (id, lease)
 
 
 class Index:
@@ -73,32 +62,24 @@ class Index:
         folder.mkdir(parents=True, exist_ok=True)
         self._env = lmdb.open(
             str(folder), map_size=map_bytes, max_dbs=len(_TABLES), max_readers=512,
-            sync=False, writemap=False, readahead=False, meminit=False,
+            metasync=False, writemap=False, readahead=False, meminit=False,
         )  # fmt: skip
         try:
             self._tables = {name: self._env.open_db(name.encode(), dupsort=name == "tasks") for name in _TABLES}
             self.uuid = uuid
-            self.data_lsn, self.control_lsn = self._read_progress()
-            (folder / _IN_USE).write_text(str(read_boot_id()))
+            self.data_lsn, self.control_lsn, self.state = self._read_progress()
         except BaseException:
             self._env.close()
             raise
 
     @classmethod
-    def open(cls, folder: Path, *, uuid: UUID, map_bytes: int, data_end: int, control_end: int) -> Index:
-        """The index in `folder` if it can be trusted and is not ahead of the logs' ends, else an empty one.
-
-        An empty one stands in `folder` only after `publish`.
-        """
-        if _survived(folder):
+    def open(cls, folder: Path, *, uuid: UUID, map_bytes: int) -> Index:
+        """The index in `folder` if it can be trusted, else an empty one, which stands in `folder` after `publish`."""
+        if _is_whole(folder):
             try:
-                index = cls(folder, uuid=uuid, map_bytes=map_bytes, final=folder)
-            except (lmdb.Error, OSError, ValueError, TypeError):
+                return cls(folder, uuid=uuid, map_bytes=map_bytes, final=folder)
+            except (lmdb.Error, OSError, ValueError, TypeError, IndexDamagedError):
                 pass  # damaged or foreign: what it held is in the log
-            else:
-                if index.data_lsn <= data_end and index.control_lsn <= control_end:
-                    return index
-                index._env.close()
         fresh = folder.with_name(folder.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         return cls(fresh, uuid=uuid, map_bytes=map_bytes, final=folder)
@@ -118,61 +99,63 @@ class Index:
     # ------------------------------------------------------------------------------------------ writing
 
     def write(self, changes: Changes) -> None:
-        """Apply one batch, whole or not at all. Writing the same again changes nothing."""
+        """Apply one cut, whole or not at all, and make it durable. Writing the same again changes nothing."""
         tables = self._tables
         with self._env.begin(write=True) as transaction:
             for episode_id, lsn in changes.episodes:
-                transaction.put(_key(episode_id), _LSN.pack(lsn), db=tables["episodes"])
-            for lease, task_id, value in changes.groups:
-                transaction.put(_LSN.pack(lease), value, db=tables["leases"])
-                transaction.put(_key(task_id), _LSN.pack(lease), db=tables["tasks"])
-            for name, value in changes.producers:
-                transaction.put(_key(name), value, db=tables["producers"])
-            progress = msgpack.packb([FORMAT, self.uuid.bytes, changes.data_lsn, changes.control_lsn])
-            transaction.put(b"progress", progress, db=tables["meta"])
+                transaction.put(_id_key(episode_id), _LSN.pack(lsn), db=tables["episodes"])
+            for task_id, lease in changes.tasks:
+                transaction.put(_id_key(task_id), _LSN.pack(lease), db=tables["tasks"])
+            for name, entries in changes.shelves.items():
+                for key, value in entries:
+                    transaction.put(_key(key), _seal([key, value]), db=tables[name])
+            sizes = {name: transaction.stat(tables[name])["entries"] for name in SHELVES}
+            progress = [FORMAT, self.uuid.bytes, changes.data_lsn, changes.control_lsn, changes.state, sizes]
+            transaction.put(b"progress", _seal(progress), db=tables["meta"])
         self.data_lsn, self.control_lsn = changes.data_lsn, changes.control_lsn
 
-    def close(self, *, trusted: bool = True) -> None:
-        """After a clean close the index is trusted even if the machine loses power; else it is built again."""
-        if trusted:
-            self._env.sync(True)
+    def close(self) -> None:
         self._env.close()
-        if trusted:
-            (self._folder / _IN_USE).unlink(missing_ok=True)
-        else:
-            (self._folder / _IN_USE).write_text("not to be trusted")
+
+    def distrust(self) -> None:
+        """Have the next owner build it again."""
+        (self._folder / _UNTRUSTED).touch()
 
     # ------------------------------------------------------------------------------------------ reading
 
+    def find(self, shelf: str, key: Plain) -> Plain | None:
+        """A shelf's value, or None. Raises StoreStoppedError on damage, after which the index is built again."""
+        if isinstance(key, int) and not 0 <= key < 1 << 64:
+            return None
+        try:
+            with self._env.begin(db=self._tables[shelf]) as transaction:
+                value = transaction.get(_key(key))
+            return None if value is None else _unseal(value)[1]
+        except (lmdb.Error, IndexDamagedError) as error:
+            self.distrust()
+            raise StoreStoppedError(
+                f"{self._final}: {shelf} {key} is damaged in the index ({error!r}); the next start builds it again"
+            ) from error
+
+    def scan(self, shelf: str) -> Iterator[tuple[Plain, Plain]]:
+        """All of a shelf's (key, value)."""
+        with self._env.begin(db=self._tables[shelf]) as transaction:
+            for value in transaction.cursor().iternext(keys=False, values=True):
+                key, content = _unseal(value)
+                yield key, content
+
     def find_episode(self, episode_id: str) -> int | None:
         """LSN of an episode."""
-        with self._env.begin() as transaction:
-            value = transaction.get(_key(episode_id), db=self._tables["episodes"])
+        with self._env.begin(db=self._tables["episodes"]) as transaction:
+            value = transaction.get(_id_key(episode_id))
         return None if value is None else int(_LSN.unpack(value)[0])
-
-    def find_lease(self, lease: int) -> LeaseEntry | None:
-        with self._env.begin() as transaction:
-            value = transaction.get(_LSN.pack(lease), db=self._tables["leases"])
-        if value is None:
-            return None
-        task_id, disposition, lsns = msgpack.unpackb(value)
-        return LeaseEntry(task_id, disposition, dict(lsns))
 
     def find_task(self, task_id: str) -> list[int]:
         """Leases under which a task was handed out, oldest first."""
         with self._env.begin() as transaction, transaction.cursor(db=self._tables["tasks"]) as cursor:
-            if not cursor.set_key(_key(task_id)):
+            if not cursor.set_key(_id_key(task_id)):
                 return []
             return [int(_LSN.unpack(value)[0]) for value in cursor.iternext_dup()]
-
-    def find_producer(self, name: str) -> tuple[int, int, int] | None:
-        """(epoch, newest sequence number, its LSN)."""
-        with self._env.begin() as transaction:
-            value = transaction.get(_key(name), db=self._tables["producers"])
-        if value is None:
-            return None
-        epoch, seq, lsn = msgpack.unpackb(value)
-        return epoch, seq, lsn
 
     def read_all(self) -> dict[str, list[tuple[bytes, bytes]]]:
         """Every table's pairs in order: two indexes of the same log are equal."""
@@ -182,37 +165,59 @@ class Index:
                 for name, table in self._tables.items()
             }
 
-    def _read_progress(self) -> tuple[int, int]:
-        """Raises ValueError where the index is of another store or format."""
+    def _read_progress(self) -> tuple[int, int, Plain]:
+        """Raises ValueError on another store or format, IndexDamagedError where entries are missing."""
         with self._env.begin() as transaction:
             value = transaction.get(b"progress", db=self._tables["meta"])
-        if value is None:
-            return 0, 0
-        format_, uuid, data_lsn, control_lsn = msgpack.unpackb(value)
-        if format_ != FORMAT or uuid != self.uuid.bytes:
-            raise ValueError(f"index of store {uuid.hex()}, format {format_}")
-        return int(data_lsn), int(control_lsn)
+            if value is None:
+                return 0, 0, None
+            format_, uuid, *rest = _unseal(value)
+            if format_ != FORMAT or uuid != self.uuid.bytes:
+                raise ValueError(f"index of store {uuid.hex()}, format {format_}")
+            data_lsn, control_lsn, state, sizes = rest
+            if sizes != {name: transaction.stat(self._tables[name])["entries"] for name in SHELVES}:
+                raise IndexDamagedError(f"{self._folder}: entries are missing")
+        return int(data_lsn), int(control_lsn), state
 
 
-def _key(text: str) -> bytes:
-    """A key for any text: itself, or its hash where LMDB would refuse it."""
-    key = text.encode()
+def _seal(content: Plain) -> bytes:
+    body: bytes = msgpack.packb(content)
+    return _CRC.pack(google_crc32c.value(body)) + body
+
+
+def _unseal(value: bytes) -> Plain:
+    body = value[_CRC.size :]
+    if value[: _CRC.size] != _CRC.pack(google_crc32c.value(body)):
+        raise IndexDamagedError("a value fails its checksum")
+    return msgpack.unpackb(body, strict_map_key=False)
+
+
+def _key(key: Plain) -> bytes:
+    """Numbers in their order; anything else as msgpack has it."""
+    return _LSN.pack(key) if isinstance(key, int) else _shorten(msgpack.packb(key))
+
+
+def _id_key(text: str) -> bytes:
+    """An id as a key: half as long where it is hexadecimal digits."""
+    try:
+        key = bytes.fromhex(text) if len(text) == 32 else text.encode()
+    except ValueError:
+        key = text.encode()
+    return _shorten(key)
+
+
+def _shorten(key: bytes) -> bytes:
+    """The key, or its hash where LMDB would refuse it."""
     return key if 0 < len(key) <= _MAX_KEY_BYTES else blake2b(key, digest_size=32).digest()
 
 
-def _survived(folder: Path) -> bool:
-    """Whether the pages in `folder` are those that its owner wrote: closed cleanly, or cached since by this kernel.
+def _is_whole(folder: Path) -> bool:
+    """Whether there is an index that nobody distrusts, and its file is as long as its tree.
 
-    A file shorter than its tree would kill the process on first touch, so the size is compared before any read.
+    A shorter one would kill the process on first touch, so the size is compared before any read.
     """
     data = folder / "data.mdb"
-    if not data.is_file():
-        return False
-    try:
-        in_use = (folder / _IN_USE).read_text()
-    except FileNotFoundError:
-        in_use = ""
-    if in_use not in ("", str(read_boot_id())):
+    if not data.is_file() or (folder / _UNTRUSTED).exists():
         return False
     try:
         env = lmdb.open(str(folder), readonly=True, lock=False, max_dbs=len(_TABLES))

@@ -1,30 +1,44 @@
-"""Feeds the LMDB index from the fold on a thread of its own, off every caller's path."""
+"""Feeds the LMDB index from the fold on a thread of its own, off every caller's path, and lets the fold forget.
+
+A transaction is synced, so the next one waits a multiple of what the last one took: the index takes a small share of
+the disk and the processor, and a kill leaves little to fold again.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from threading import Event, Lock, Thread
+from typing import Any
 
 import lmdb
 
 from buffers.fold import Fold
-from buffers.index import Changes, Index, describe_group, describe_producer
-from contracts.records import Episode, Record
+from buffers.folding import load, save_shelves, save_state
+from buffers.index import Changes, Index
+from contracts.errors import StoreError
+from contracts.records import Episode, Record, Task
 
 log = logging.getLogger(__name__)
-RECALL_BATCH = 10_000  # episodes in one write while the index is rebuilt
+_REBUILD_BATCH = 10_000  # records in one write while the index is rebuilt
+_SHARE = 10  # a write is followed by a pause of this many times what it took
+_LEAST_PAUSE_S = 0.02
 
 
 class Indexer:
-    """`recall` each data record at recovery, `start`, then `note` each new one and `wake` when some were applied.
+    """`fold` and `note` each record, at recovery and later; `start` when recovered; `wake` when some were applied.
 
     `lock` guards the fold; it is held in `note` and taken for a moment by the thread to copy what changed.
+    `sync` makes the data log durable up to an LSN, and says how far it is: nothing past the watermark is indexed.
     """
 
-    def __init__(self, index: Index, *, fold: Fold, lock: Lock) -> None:
-        self.fold, self.lock = fold, lock
-        self._index = index
+    def __init__(self, index: Index, *, lock: Lock, sync: Callable[[int], int]) -> None:
+        self.fold: Fold = load(index)
+        self.lock = lock
+        self._index, self._sync = index, sync
         self._episodes: list[tuple[str, int]] = []
+        self._tasks: list[tuple[str, int]] = []
         self._awake, self._stopped, self._failed = Event(), Event(), False
         self._thread = Thread(target=self._run, name="indexer", daemon=True)
 
@@ -34,30 +48,27 @@ class Indexer:
         return self._index.data_lsn
 
     def recall(self, lsn: int, record: Record) -> None:
-        """A record met at recovery."""
-        if lsn < self._index.data_lsn:
-            return
+        """Fold a record met at recovery."""
+        self.fold.apply(lsn, record)
         self.note(lsn, record)
-        if len(self._episodes) >= RECALL_BATCH:  # not counted as indexed yet: the groups are still to come
-            episodes, self._episodes = self._episodes, []
-            self._write(Changes(episodes, (), (), self._index.data_lsn, self._index.control_lsn))
+        if len(self._episodes) >= _REBUILD_BATCH:
+            self.flush()
 
     def start(self) -> None:
         """Bring the index up to the recovered fold, put it in its place, and keep it there."""
-        index, fold = self._index, self.fold
-        fold.touched = {
-            group.lease
-            for group in fold.groups.values()
-            if group.data_lsn >= index.data_lsn or group.control_lsn >= index.control_lsn
-        }
-        self._write(self._take())
-        index.publish()
+        if self._index.data_lsn < self.fold.data_end or self._index.control_lsn < self.fold.control_end:
+            self.flush()
+        self._index.publish()
         self._thread.start()
 
     def note(self, lsn: int, record: Record) -> None:
         """A record was applied."""
-        if isinstance(record, Episode) and not self._failed:
+        if self._failed:
+            return
+        if isinstance(record, Episode):
             self._episodes.append((record.episode_id, lsn))
+        elif isinstance(record, Task):
+            self._tasks.append((record.task_id, lsn))
 
     def wake(self) -> None:
         self._awake.set()
@@ -67,33 +78,54 @@ class Indexer:
         self._stopped.set()
         self._awake.set()
         self._thread.join()
-        self._write(self._take())
-        self._index.close(trusted=not self._failed)
+        self.flush()
+        self._index.close()
 
     def _run(self) -> None:
         while not (self._stopped.is_set() or self._failed):
             self._awake.wait()
             self._awake.clear()
-            with self.lock:
-                changes = self._take()
-            self._write(changes)
+            began = time.monotonic()
+            self.flush()
+            self._stopped.wait(max(_LEAST_PAUSE_S, _SHARE * (time.monotonic() - began)))
 
-    def _write(self, changes: Changes) -> None:
-        """A full map or disk, or damage, ends the index for this owner and no more: the log goes on without it."""
+    def flush(self) -> None:
+        """Write what changed, and let the fold forget it.
+
+        A full map or disk, or damage, ends the index for this owner and no more: the log goes on without it.
+        """
         if self._failed:
             return
+        with self.lock:
+            changes = self._take()
         try:
+            if self._sync(changes.data_lsn) < changes.data_lsn:
+                raise StoreError(f"the data log is durable below {changes.data_lsn} only")
             self._index.write(changes)
-        except lmdb.Error as error:
+        except (lmdb.Error, StoreError) as error:
             self._failed = True
-            log.error(
-                "the index takes nothing more and is built again at the next start", extra={"detail": repr(error)}
-            )
+            if not isinstance(error, StoreError | lmdb.MapFullError | lmdb.DiskError):
+                self._index.distrust()
+            log.error("the index takes nothing more and is brought up at the next start", extra={"detail": repr(error)})
+            return
+        with self.lock:
+            self._forget(changes)
 
     def _take(self) -> Changes:
         """What changed since the last call."""
-        fold, episodes = self.fold, self._episodes
-        groups = [describe_group(fold.groups[lease]) for lease in sorted(fold.touched)]
-        producers = [describe_producer(name, producer) for name, producer in fold.producers.items()]
-        self._episodes, fold.touched = [], set()
-        return Changes(episodes, groups, producers, fold.data_end, fold.control_end)
+        fold = self.fold
+        changes = Changes(
+            state=save_state(fold),
+            data_lsn=fold.data_end,
+            control_lsn=fold.control_end,
+            shelves=save_shelves(fold),
+            episodes=self._episodes,
+            tasks=self._tasks,
+        )
+        self._episodes, self._tasks = [], []
+        return changes
+
+    def _forget(self, changes: Changes) -> None:
+        shelves: dict[str, Any] = self.fold.shelves
+        for name, entries in changes.shelves.items():
+            shelves[name].forget(key for key, _ in entries)

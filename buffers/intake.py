@@ -37,10 +37,36 @@ class _Arrival:
         return None if self.fault is Fault.LEASE else (self.episode.lease, self.episode.member)
 
 
+RETRY_WINDOW = 1 << 10  # newest records of each producer that are known by their sequence numbers
+
+
+class Retries:
+    """Where each producer's newest records lie. Memory only: an epoch of a producer does not outlive the owner."""
+
+    def __init__(self) -> None:
+        self._lsns: dict[str, tuple[int, dict[int, int]]] = {}  # producer → (its epoch, seq → LSN)
+
+    def remember(self, episode: Episode, lsn: int) -> None:
+        if episode.seq < 0:
+            return
+        epoch, lsns = self._lsns.get(episode.producer, (-1, {}))
+        if epoch < episode.producer_epoch:
+            lsns = {}
+            self._lsns[episode.producer] = (episode.producer_epoch, lsns)
+        lsns[episode.seq] = lsn
+        if len(lsns) > RETRY_WINDOW:
+            del lsns[next(iter(lsns))]
+
+    def find(self, episode: Episode) -> int | None:
+        epoch, lsns = self._lsns.get(episode.producer, (-1, {}))
+        return lsns.get(episode.seq) if epoch == episode.producer_epoch else None
+
+
 class Intake:
     def __init__(self, state: StoreState) -> None:
         self._state = state
         self._environment = state.config.environment_label
+        self._retries = Retries()
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         """See contracts.protocols.Store. All are kept or none. Raises FencedError for an older epoch of a producer."""
@@ -95,7 +121,8 @@ class Intake:
             return Flaw(
                 Fault.ENVIRONMENT, f"it is from {episode.environment!r}; this run's environment is {self._environment}"
             )
-        unknown = sorted({span.version for span in episode.spans} - self._state.fold.versions.keys())
+        versions = self._state.fold.versions
+        unknown = sorted(version for version in {span.version for span in episode.spans} if version not in versions)
         if unknown and episode.valid:
             return Flaw(Fault.VERSION, f"the log knows no version {unknown[0]}")
         return None
@@ -112,15 +139,10 @@ class Intake:
 
     def _find_copy(self, arrival: _Arrival) -> int | None:
         """LSN of the copy in the log: the same lease and member, or the same producer, epoch and sequence number."""
-        fold, episode = self._state.fold, arrival.episode
+        known = None
         if arrival.member is not None:
-            known = fold.groups[episode.lease].lsns.get(episode.member)
-            if known is not None:
-                return known
-        producer = fold.producers.get(episode.producer)
-        if producer is None or producer.epoch != episode.producer_epoch:
-            return None
-        return producer.lsns.get(episode.seq)
+            known = self._state.fold.groups[arrival.episode.lease].lsns.get(arrival.episode.member)
+        return self._retries.find(arrival.episode) if known is None else known
 
     def _find_waits(self, arrivals: Sequence[_Arrival]) -> set[Future[list[int]]]:
         """What must be safe before the answer: first copies on their way, and records that end an episode's lease."""
@@ -134,7 +156,9 @@ class Intake:
         state = self._state
         members = [arrival.member for arrival in arrivals if arrival.member is not None]
 
-        def settle(_: list[int] | None) -> None:
+        def settle(lsns: list[int] | None) -> None:
+            for arrival, lsn in zip(arrivals, lsns or (), strict=False):
+                self._retries.remember(arrival.episode, lsn)
             state.leases.arrived(members)
             for lease, _member in members:
                 if state.fold.groups[lease].stage is not Stage.OPEN:

@@ -16,9 +16,8 @@ from uuid import UUID
 
 from buffers.decider import Decider
 from buffers.dispenser import Dispenser
-from buffers.fold import Fold
 from buffers.groups import Stage
-from buffers.index import Index
+from buffers.index import Index, IndexDamagedError
 from buffers.indexing import Indexer
 from buffers.intake import Intake
 from buffers.log.files import in_store_errors, write_durably
@@ -27,7 +26,7 @@ from buffers.log.writer import LogWriter
 from buffers.reading import Records
 from buffers.state import StoreState
 from configs.schema import RunConfig
-from contracts.errors import StoreIdentityError
+from contracts.errors import StoreIdentityError, StoreStoppedError
 from contracts.protocols import BatchRequest, TaskSource
 from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Kind, Lease, Ledger, Session
 
@@ -75,17 +74,20 @@ class StoreOwner:
         with ExitStack() as resources:
             held = claim(folder, uuid=found, take_over=take_over)
             resources.callback(held.release)
-            data = _open_log(folder / "data", held=held, config=config)
+            with in_store_errors(f"{folder} cannot be opened"):
+                index = _open_index(folder, uuid=found, config=config)
+            resources.callback(index.close)
+            data = _open_log(folder / "data", held=held, config=config, known_lsn=index.data_lsn)
             resources.callback(data.close)
-            control = _open_log(folder / "control", held=held, config=config)
+            control = _open_log(folder / "control", held=held, config=config, known_lsn=index.control_lsn)
             resources.callback(control.close)
             with in_store_errors(f"{folder} cannot be opened"):
                 if not (folder / BEGUN).exists():
                     write_durably(folder / BEGUN, b"")
                 records = Records(folder, uuid=found)
-                index = _recover(folder, records, config=config, data_end=data.end_lsn, control_end=control.end_lsn)
-            resources.callback(index.close)
-            state = StoreState(data=data, control=control, config=config, index=index, clock=clock)
+                indexer = _recover(folder, index, records=records, config=config, data=data, control=control)
+            resources.callback(indexer.close)
+            state = StoreState(data=data, control=control, config=config, index=indexer, clock=clock)
             state.leases.orphans = set(state.fold.stages[Stage.OPEN])
             resources.callback(state.close)
             owner = cls(state, held=held, records=records, source=source, resources=resources)
@@ -149,6 +151,7 @@ class StoreOwner:
                 "epoch": self.epoch,
                 "environment": state.config.environment_label,
                 **{stage.value: len(leases) for stage, leases in fold.stages.items()},
+                Stage.ENDED.value: sum(fold.ended.values()),
                 "outstanding": fold.num_outstanding + len(state.reserved),
                 "held": len(state.leases),
                 "doubled": fold.num_doubled,
@@ -169,7 +172,7 @@ class StoreOwner:
         }
 
 
-def _open_log(folder: Path, *, held: Claim, config: RunConfig) -> LogWriter:
+def _open_log(folder: Path, *, held: Claim, config: RunConfig, known_lsn: int) -> LogWriter:
     """A log of a store that has begun must be there; before that, one that is not there is made."""
     store, is_data = config.store, folder.name == "data"
     is_new = not (folder.parent / BEGUN).exists() and not any(folder.glob("*.seg"))
@@ -184,28 +187,40 @@ def _open_log(folder: Path, *, held: Claim, config: RunConfig) -> LogWriter:
         commit_wait_s=store.commit_wait_ms / 1000,
         reserve_bytes=store.reserve_mib << 20 if is_data else 0,
         strict=store.strict,
+        known_lsn=known_lsn,
         still_owner=held.still_owner,
     )
 
 
-def _recover(folder: Path, records: Records, *, config: RunConfig, data_end: int, control_end: int) -> Indexer:
-    """Fold both logs and bring the index up to them."""
-    index = Index.open(
-        folder / "index",
-        uuid=records.uuid,
-        map_bytes=config.store.index_map_mib << 20,
-        data_end=data_end,
-        control_end=control_end,
-    )
-    indexer = Indexer(index, fold=Fold(), lock=Lock())
+def _open_index(folder: Path, *, uuid: UUID, config: RunConfig) -> Index:
+    return Index.open(folder / "index", uuid=uuid, map_bytes=config.store.index_map_mib << 20)
+
+
+def _recover(
+    folder: Path, index: Index, *, records: Records, config: RunConfig, data: LogWriter, control: LogWriter
+) -> Indexer:
+    """Take the fold up where the index has it, and fold what came after; without a good index, both logs whole."""
+
+    def sync(lsn: int) -> int:
+        return data.durable_lsn if data.durable_lsn >= lsn else data.sync()
+
+    lock = Lock()
     try:
-        for lsn, record in records.scan_data(0, data_end):
-            indexer.fold.apply(lsn, record)
+        if index.data_lsn > data.end_lsn or index.control_lsn > control.end_lsn:
+            raise IndexDamagedError("the index is ahead of the logs")
+        indexer = Indexer(index, lock=lock, sync=sync)
+    except (IndexDamagedError, StoreStoppedError):
+        index.distrust()
+        index.close()
+        index = _open_index(folder, uuid=records.uuid, config=config)
+        indexer = Indexer(index, lock=lock, sync=sync)
+    try:
+        fold = indexer.fold
+        part = {"data": (fold.data_end, data.end_lsn), "control": (fold.control_end, control.end_lsn)}
+        for lsn, record in records.replay(**part):
             indexer.recall(lsn, record)
-        for lsn, record in records.scan_control(0, control_end):
-            indexer.fold.apply(lsn, record)
         indexer.start()
     except BaseException:
-        index.close(trusted=False)
+        index.close()
         raise
     return indexer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 from buffers.codec import decode, peek
 from buffers.log.reader import LogReader
 from contracts.errors import StoreError
-from contracts.records import ControlRecord, Episode, Kind, Record
+from contracts.records import Batch, Closed, ControlRecord, Episode, Kind, Record
 
 
 class Records:
@@ -29,6 +30,23 @@ class Records:
     def scan_control(self, start: int, end: int) -> Iterator[tuple[int, ControlRecord]]:
         for frame in self.control.scan(start, end):
             yield frame.lsn, cast(ControlRecord, decode(frame.kind, frame.payload))
+
+    def replay(self, *, data: tuple[int, int], control: tuple[int, int]) -> Iterator[tuple[int, Record]]:
+        """Both logs' records between these LSNs as one history: each decision right after the data that it may name.
+
+        A part of the logs may begin in the middle of a frame, which is then no part of it.
+        """
+        happened = (item for item in self.scan_data(max(0, data[0] - 1), data[1]) if item[0] >= data[0])
+        ahead = next(happened, None)
+        for lsn, decision in self.scan_control(max(0, control[0] - 1), control[1]):
+            if lsn < control[0]:
+                continue
+            bound = decision.data_lsn if isinstance(decision, Batch | Closed) else 0
+            while ahead is not None and ahead[0] < bound:
+                yield ahead
+                ahead = next(happened, None)
+            yield lsn, decision
+        yield from chain(() if ahead is None else (ahead,), happened)
 
     def read_episodes(self, lsns: Sequence[int]) -> list[Episode]:
         """Episodes at these LSNs, in their order. Raises StoreError where there is none."""

@@ -141,7 +141,7 @@ def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
         store_uuid=str(view.uuid),
         data_lsn=view.data_lsn,
         control_lsn=view.control_lsn,
-        version=max(view.fold.versions, default=-1),
+        version=view.fold.newest_version,
         checkpoints=checkpoints,
         files=dict(sorted(files.items())),
     )

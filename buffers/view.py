@@ -44,10 +44,10 @@ class StoreView:
     def refresh(self) -> None:
         """Take in what became durable since. Control's mark is read first: what it names is then below data's."""
         control_lsn, data_lsn = self._records.control.watermark(), self._records.data.watermark()
-        for lsn, record in self._records.scan_data(self.data_lsn, data_lsn):
+        for lsn, record in self._records.replay(
+            data=(self.data_lsn, data_lsn), control=(self.control_lsn, control_lsn)
+        ):
             self.fold.apply(lsn, record)
-        for lsn, decision in self._records.scan_control(self.control_lsn, control_lsn):
-            self.fold.apply(lsn, decision)
         self.data_lsn, self.control_lsn = data_lsn, control_lsn
 
     def ledger(self) -> Ledger:

@@ -78,12 +78,13 @@ class LogReader:
         """(start, end) LSNs of the damaged ranges below the watermark. Reads the whole log."""
         return [(item.start, item.end) for item in self.walk() if isinstance(item, Gap)]
 
-    def segments(self) -> list[Segment]:
-        """The segments as they are now. The last one ends at the watermark."""
+    def segments(self, since: int = 0) -> list[Segment]:
+        """The segments as they are now, from the one that holds LSN `since` on. The last one ends at the watermark."""
         watermark = self.watermark()
         self._starts = list_starts(self._folder)
         segments = []
-        for start, limit in zip(self._starts, [*self._starts[1:], None], strict=True):
+        starts = self._starts[max(0, bisect_right(self._starts, since) - 1) :]
+        for start, limit in zip(starts, [*starts[1:], None], strict=True):
             path = name_segment(self._folder, start)
             end = max(watermark, start) if limit is None else limit
             segments.append(Segment(start, end, path, limit is not None or start + path.stat().st_size == end))
@@ -91,7 +92,7 @@ class LogReader:
 
     def walk(self, start: int = 0, end: int | None = None) -> Iterator[RawFrame | Gap]:
         """Whole frames with start <= LSN < end, SCHEMA ones too, and the gaps between them."""
-        for segment in self.segments():
+        for segment in self.segments(since=start):
             limit = segment.end_lsn if end is None else min(end, segment.end_lsn)
             begin = max(start + -start % 8, segment.start_lsn)
             if begin >= limit:

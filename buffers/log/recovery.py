@@ -13,6 +13,7 @@ once. The first bad frame at or above it is a tear: one commit is written in any
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,8 @@ class Recovery:
     """What opening a log found.
 
     The log goes on at `end_lsn`; `durable_lsn` is how far it was known to be synced. `num_frames` counts whole records
-    below `end_lsn`. `torn_bytes` of an unfinished commit were cut and kept in `torn_file`, beside the log.
+    below `end_lsn`, in the segments that were read. `torn_bytes` of an unfinished commit were cut and kept in
+    `torn_file`, beside the log.
     `rot`: (start, end) LSNs of damaged ranges. `uncertain_from`: after a power loss, the LSN of the one commit that may
     or may not have been acknowledged: its producers re-send; None where all is known.
     """
@@ -100,14 +102,21 @@ class _Walker:
             self.whole = self.last
 
 
-def examine(folder: Path, *, uuid: UUID, log_name: str | None = None, chained: bool | None = None) -> Examination:
-    """Read the whole log; change nothing. `log_name` and `chained`, where given, are what the segments must say.
+def examine(
+    folder: Path, *, uuid: UUID, log_name: str | None = None, chained: bool | None = None, known_lsn: int = 0
+) -> Examination:
+    """Read the log; change nothing. `log_name` and `chained`, where given, are what the segments must say.
+
+    Segments that end below `known_lsn` are sealed, and were read before: they are not read again.
 
     Raises StoreIdentityError (no log here, or another one), FormatError (an unknown version).
     """
     starts = list_starts(folder) if folder.is_dir() else []
     if not starts:
         raise StoreIdentityError(f"{folder}: there is no log here")
+    first = max(0, bisect_right(starts, max(0, known_lsn - 1)) - 1)
+    if first and read_schema(name_segment(folder, starts[first]), start_lsn=starts[first], uuid=uuid) is not None:
+        starts = starts[first:]  # with a damaged head, the chain of hashes could not be taken up there
     mark = read_watermark(folder)
     if mark is not None and mark.uuid != uuid:
         mark = None

@@ -111,10 +111,12 @@ class LogWriter:
         commit_wait_s: float = 0.002,
         reserve_bytes: int = 0,
         strict: bool = False,
+        known_lsn: int = 0,
         still_owner: Callable[[], bool] = lambda: True,
     ) -> LogWriter:
         """Recover the log and go on writing it in a new segment; with `create`, make an empty one.
 
+        Sealed segments below `known_lsn` were read before and are not read again, unless `strict`.
         `reserve_bytes` of the file system are never taken by this log. `still_owner` is asked before each
         acknowledgement. The folder's name is the log's name.
 
@@ -127,7 +129,8 @@ class LogWriter:
             if create:
                 recovery, digest = _create(folder), FIRST_DIGEST
             else:
-                found = examine(folder, uuid=store_uuid, log_name=folder.name, chained=chained)
+                known_lsn = 0 if strict else known_lsn
+                found = examine(folder, uuid=store_uuid, log_name=folder.name, chained=chained, known_lsn=known_lsn)
                 if found.epoch > epoch:
                     raise FencedError(f"{folder}: epoch {epoch} is over, an owner of epoch {found.epoch} wrote here")
                 if strict:

@@ -168,7 +168,9 @@ def test_a_stopped_rollout_worker_comes_back_late(run: Run) -> None:
 
     def were_tried_again(view: StoreView) -> bool:
         groups = [view.fold.groups[lease] for lease in stopped]
-        newer = [view.fold.groups[view.fold.positions[group.task.position]] for group in groups]
+        by_attempt = sorted(view.fold.groups.values(), key=lambda group: group.task.attempt)
+        newest = {group.task.position: group for group in by_attempt}
+        newer = [newest[group.task.position] for group in groups]
         ended = (Disposition.TRAINED, Disposition.ZERO_SPREAD)
         return all(
             group.disposition is Disposition.ABANDONED and again.lease not in stopped and again.disposition in ended

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buffers.fold import Fold, leases_of
-from buffers.groups import Stage
+from buffers.fold import UNENDED, Fold, leases_of
+from buffers.groups import Producer, Stage
 from contracts.records import (
     Batch,
     Branch,
@@ -46,6 +46,7 @@ class History:
     data: list[tuple[int, DataRecord]] = field(default_factory=list)
     control: list[tuple[int, ControlRecord]] = field(default_factory=list)
     needs: list[int] = field(default_factory=list)
+    order: list[tuple[int, Record]] = field(default_factory=list)  # both, as they came
     seq: int = 0
 
     @property
@@ -55,19 +56,21 @@ class History:
     def add_data(self, record: DataRecord) -> int:
         lsn = self.data_lsn
         self.data.append((lsn, record))
+        self.order.append((lsn, record))
         self.fold.apply(lsn, record)
         return lsn
 
     def add_control(self, record: ControlRecord) -> int:
         lsn = STEP * (len(self.control) + 1)
         self.control.append((lsn, record))
+        self.order.append((lsn, record))
         self.needs.append(len(self.data))
         self.fold.apply(lsn, record)
         return lsn
 
     def hand(self, position: int) -> int:
         earlier = self.fold.positions.get(position)
-        attempt = 0 if earlier is None else self.fold.groups[earlier].task.attempt + 1
+        attempt = 0 if earlier is None else earlier[1] + 1
         return self.add_data(task(position, attempt=attempt))
 
     def try_(self, lease: int, member: int, *, reward: float | None = 0.5, valid: bool = True) -> int:
@@ -94,7 +97,7 @@ class History:
             Batch(
                 branch=self.fold.branch,
                 step=self.fold.last_step(self.fold.branch) + 1 if step is None else step,
-                parent_version=max(self.fold.versions, default=-1),
+                parent_version=self.fold.newest_version,
                 rows=rows,
                 zero_spread=tuple(leases[:1]),
                 dropped=dropped,
@@ -106,7 +109,7 @@ class History:
         return self.add_control(Closed(leases=(lease,), disposition=disposition, reason="test", data_lsn=self.data_lsn))
 
     def version(self, *, batch_lsn: int = -1, parent: int | None = None) -> int:
-        number = max(self.fold.versions, default=-1) + 1
+        number = self.fold.newest_version + 1
         self.add_control(
             Version(
                 version=number,
@@ -159,7 +162,8 @@ def _act(history: History, action: str, draw: st.DrawFn) -> None:  # noqa: C901 
     open_ = sorted(fold.stages[Stage.OPEN])
     if action == "hand":
         again = sorted(fold.to_hand_again)
-        history.hand(draw(st.sampled_from([*again, fold.frontier, fold.frontier + 1])))
+        new = [position for position in range(fold.frontier, fold.frontier + 3) if position not in fold.ahead]
+        history.hand(draw(st.sampled_from([*again, *new[:2]])))
     elif action == "try" and open_:
         lease = draw(st.sampled_from(open_))
         member = draw(st.sampled_from(fold.groups[lease].missing))
@@ -191,13 +195,13 @@ def _act(history: History, action: str, draw: st.DrawFn) -> None:  # noqa: C901 
     elif action == "skip" and fold.open_batches:
         lsn = min(fold.open_batches)
         history.add_control(Skip(batch_lsn=lsn, step=fold.open_batches[lsn].step, branch=fold.branch, reason="nan"))
-    elif action == "serve" and fold.versions:
-        newest = max(fold.versions)
+    elif action == "serve" and fold.newest_version >= 0:
+        newest = fold.newest_version
         served = draw(st.booleans())
         history.add_control(
             Served(version=newest, gap=0.0) if served else Guard(version=newest, verdict="refused", reason="gap")
         )
-    elif action == "branch" and fold.versions:
+    elif action == "branch" and fold.newest_version >= 0:
         history.add_control(
             Branch(branch=fold.branch + 1, parent_branch=fold.branch, from_version=0, reason="roll-back")
         )
@@ -234,7 +238,7 @@ def test_the_sums_are_those_of_the_groups(history: History) -> None:
     assert ledger.episodes_late == sum(group.num_late for group in fold.groups.values())
     assert fold.num_doubled == fold.num_unresolved == 0
     for lease, group in fold.groups.items():
-        assert [stage for stage in Stage if lease in fold.stages[stage]] == [group.stage]
+        assert [stage for stage in UNENDED if lease in fold.stages[stage]] == [group.stage] * (group.stage in UNENDED)
 
 
 def test_a_batch_takes_its_groups_from_ready_to_trained() -> None:
@@ -301,7 +305,7 @@ def test_a_task_handed_out_again_leaves_the_list_whichever_log_speaks_first() ->
     again = history.add_data(task(0, attempt=1))
     history.close(lease, Disposition.ABANDONED)
     assert history.fold.to_hand_again == set()
-    assert history.fold.positions == {0: again}
+    assert history.fold.positions == {0: (again, 1)}
 
 
 def test_a_late_reward_makes_a_group_ready_where_it_came() -> None:
@@ -356,8 +360,9 @@ def test_a_new_owner_means_new_engines() -> None:
     assert history.fold.num_unsettled(0) == 0
 
 
-def test_only_the_newest_epoch_of_a_producer_is_remembered() -> None:
+def test_the_newest_record_of_a_producer_is_remembered() -> None:
     history = History()
     lease = history.complete(0)
-    assert history.fold.producers[PRODUCER].lsns == {1: lease + STEP, 2: lease + 2 * STEP}
-    assert history.fold.producers[PRODUCER].newest == 2
+    assert history.fold.producers[PRODUCER] == Producer(
+        epoch=EPISODE.producer_epoch, newest=2, newest_lsn=lease + 2 * STEP
+    )

@@ -1,4 +1,4 @@
-"""The index is a convenience: whatever happens to it, the next owner has the same one again."""
+"""The index is a convenience: whatever happens to it, the next owner has the same contents again."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from pathlib import Path
 from threading import Lock
 from uuid import UUID, uuid4
 
+import lmdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from buffers.fold import Fold
+from buffers.fold import FIRST_CONTROL_KIND, Fold
+from buffers.folding import load, save_state
 from buffers.index import Changes, Index
 from buffers.indexing import Indexer
 from buffers.owner import episode_id
-from contracts.records import Episode, Kind, StopReason
+from buffers.view import StoreView
+from contracts.records import Closed, Disposition, Fault, Kind, StopReason, Task
 from tests.unit.buffers.bench import Bench, Clock, opened
 from tests.unit.buffers.samples import SAMPLES
+from tests.unit.buffers.test_fold import History, histories
 
 Tables = dict[str, list[tuple[bytes, bytes]]]
 MAP_BYTES = 16 << 20
-NO_LIMIT = 1 << 60
 
 
 def fill(bench: Bench, clock: Clock) -> None:
@@ -68,23 +73,16 @@ def test_the_index_finds_what_the_log_holds(tmp_path: Path) -> None:
     index = Index(tmp_path / "index", uuid=uuid, map_bytes=MAP_BYTES, final=tmp_path / "index")
     try:
         assert (index.data_lsn, index.control_lsn) == (fold.data_end, fold.control_end)
-        for lease, group in fold.groups.items():
-            entry = index.find_lease(lease)
-            assert entry is not None
-            assert entry.lsns == group.lsns
-            assert entry.disposition == (group.disposition.value if group.disposition else None)
+        kept = load(index)
+        assert kept == refold(tmp_path)
+        for lease, group in kept.groups.items():
             assert lease in index.find_task(group.task.task_id)
             for member, lsn in group.lsns.items():
                 assert index.find_episode(episode_id(str(uuid), lease, member)) == lsn
         assert len(index.find_task("task/3")) == 2
-        assert index.find_producer("rollout-0") == (
-            bench.epoch,
-            bench.seq,
-            max(fold.producers["rollout-0"].lsns.values()),
-        )
+        assert kept.producers["rollout-0"].newest == bench.seq
         assert index.find_episode("nobody") is None
-        assert index.find_lease(1) is None
-        assert index.find_producer("nobody") is None
+        assert (kept.groups.get(1), kept.producers.get("nobody")) == (None, None)
         assert index.find_task("nobody") == []
     finally:
         index.close()
@@ -109,19 +107,30 @@ def empty(folder: Path) -> None:
     (folder / "data.mdb").write_bytes(b"")
 
 
-def use_in_another_boot(folder: Path) -> None:
-    (folder / "in-use").write_text(str(uuid4()))
+def damage_values(folder: Path) -> None:
+    """One bit of every task's name in a leaf: the tree is whole, the values are not."""
+    data = folder / "data.mdb"
+    data.write_bytes(data.read_bytes().replace(b"task/", b"tasj/"))
+
+
+def take_entries_out(folder: Path) -> None:
+    env = lmdb.open(str(folder), max_dbs=16)
+    table = env.open_db(b"groups")
+    with env.begin(db=table, write=True) as transaction, transaction.cursor() as cursor:
+        assert cursor.first()
+        assert cursor.delete()
+    env.close()
 
 
 def replace_by_another_stores(folder: Path) -> None:
     shutil.rmtree(folder)
     index = Index(folder, uuid=uuid4(), map_bytes=MAP_BYTES, final=folder)
-    index.write(Changes([("foreign", 8)], (), (), 9, 9))
+    index.write(Changes(state=save_state(Fold()), data_lsn=9, control_lsn=9, episodes=[("foreign", 8)]))
     index.close()
 
 
 @pytest.mark.parametrize(
-    "damage", [delete, overwrite, truncate, empty, use_in_another_boot, replace_by_another_stores],
+    "damage", [delete, overwrite, truncate, empty, damage_values, take_entries_out, replace_by_another_stores],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 def test_a_lost_or_damaged_index_is_built_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
@@ -137,7 +146,7 @@ def test_a_lost_or_damaged_index_is_built_again(tmp_path: Path, damage: Callable
 def test_an_index_ahead_of_the_log_is_built_again(tmp_path: Path) -> None:
     uuid, before = make_store(tmp_path)
     index = Index(tmp_path / "index", uuid=uuid, map_bytes=MAP_BYTES, final=tmp_path / "index")
-    index.write(Changes([("never acknowledged", 1 << 40)], (), (), 1 << 40, 8))
+    index.write(Changes(state=index.state, data_lsn=1 << 40, control_lsn=8, episodes=[("never there", 1 << 40)]))
     index.close()
     with opened(tmp_path):
         pass
@@ -171,27 +180,117 @@ def test_a_trusted_index_is_kept(tmp_path: Path) -> None:
         tmp_path / "index",
         uuid=uuid,
         map_bytes=MAP_BYTES,
-        data_end=NO_LIMIT,
-        control_end=NO_LIMIT,
     )
     index.close()
     assert (tmp_path / "index" / "data.mdb").stat().st_ino == inode
     assert index.data_lsn > 0
 
 
-def test_a_full_index_is_given_up_and_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    uuid, folder = uuid4(), tmp_path / "index"
-    index = Index(folder, uuid=uuid, map_bytes=64 << 10, final=folder)
-    indexer = Indexer(index, fold=Fold(), lock=Lock())
+def test_a_full_index_is_given_up_and_memory_keeps_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "index"
+    index = Index(folder, uuid=uuid4(), map_bytes=256 << 10, final=folder)
+    indexer = Indexer(index, lock=Lock(), sync=at_once)
     indexer.start()
-    sample = SAMPLES[Kind.EPISODE]
-    assert isinstance(sample, Episode)
-    with indexer.lock:
-        for number in range(10_000):
-            indexer.note(8 * number, dataclasses.replace(sample, episode_id=str(number)))
-    indexer.wake()
-    indexer.close()
+    whole, sample = Fold(), SAMPLES[Kind.TASK]
+    assert isinstance(sample, Task)
+    for number in range(1, 3_001):
+        record = dataclasses.replace(sample, position=number, task_id=f"task/{number}")
+        for fold in (indexer.fold, whole):
+            fold.apply(8 * number, record)
+            fold.apply(8 * number, Closed(leases=(8 * number,), disposition=Disposition.STALE, reason="test"))
+        indexer.note(8 * number, record)
+        if number % 100 == 0:
+            indexer.flush()
     assert "the index takes nothing more" in caplog.text
-    fresh = Index.open(folder, uuid=uuid, map_bytes=MAP_BYTES, data_end=NO_LIMIT, control_end=NO_LIMIT)
-    assert fresh.read_all()["episodes"] == []
-    fresh.close()
+    assert 100 <= indexer.fold.groups.num_near < 3_000
+    assert indexer.fold == whole
+    indexer.close()
+    again = Index.open(folder, uuid=index.uuid, map_bytes=MAP_BYTES)
+    assert 0 < again.data_lsn < whole.data_end, "what went in before it was full is good"
+    again.close()
+
+
+def at_once(lsn: int) -> int:
+    """A log in which everything is durable."""
+    return lsn
+
+
+@given(histories(), st.data())
+def test_a_fold_that_was_saved_and_loaded_goes_on_as_if_nothing_had_happened(
+    tmp_path_factory: pytest.TempPathFactory, history: History, data: st.DataObject
+) -> None:
+    """Cuts wherever they may fall, the memory emptied at each, and some of them followed by a crash."""
+    folder = tmp_path_factory.mktemp("index")
+    uuid, whole = uuid4(), Fold()
+    indexer = start(folder, uuid)
+    for number, (lsn, record) in enumerate(history.order):
+        whole.apply(lsn, record)
+        indexer.recall(lsn, record)
+        what = data.draw(st.sampled_from(["go on", "go on", "write", "crash"]))
+        if what == "write":
+            indexer.flush()
+            assert indexer.fold == whole
+        elif what == "crash":  # what was not written is folded again
+            indexer._index.close()
+            indexer = start(folder, uuid)
+            for at, one in history.order[: number + 1]:
+                is_data = one.KIND < FIRST_CONTROL_KIND
+                if at >= (indexer.fold.data_end if is_data else indexer.fold.control_end):
+                    indexer.recall(at, one)
+    assert indexer.fold == whole == history.fold
+    indexer.flush()
+    assert indexer.fold == whole
+    assert indexer.fold.groups.num_near == sum(map(len, whole.stages.values())), "what has ended is not in memory"
+    indexer._index.close()
+    shutil.rmtree(folder)
+
+
+def start(folder: Path, uuid: UUID) -> Indexer:
+    return Indexer(Index(folder, uuid=uuid, map_bytes=MAP_BYTES, final=folder), lock=Lock(), sync=at_once)
+
+
+def test_memory_holds_what_is_in_flight_and_nothing_else(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        fold = bench.owner._state.fold
+        bench.serve(0)
+        for step in range(1, 31):
+            bench.play(bench.lease(), version=step - 1)
+            lsn, _ = bench.cut(step, parent_version=step - 1)
+            bench.serve(step, step=step, batch_lsn=lsn)
+        bench.owner._state.index.flush()
+        assert fold.num_handed >= 60
+        assert fold.groups.num_near <= fold.num_outstanding
+        assert max(shelf.num_near for shelf in fold.shelves.values()) <= 4
+        assert len(fold.positions) <= fold.num_outstanding
+        assert fold == refold(tmp_path)
+
+
+def test_a_late_episode_finds_its_lease_again(tmp_path: Path) -> None:
+    """After its lease has left memory, and another owner has come: a second copy, a late one, and a false one."""
+    clock = Clock()
+    with opened(tmp_path, clock=clock) as bench:
+        bench.serve(0)
+        first, second, *_ = bench.lease()
+        (kept, _) = bench.play([first])
+        bench.owner.append([bench.make(second, 0)])
+        clock.now_s = 61.0
+        bench.lease()
+    with opened(tmp_path, clock=clock) as bench:
+        fold = bench.owner._state.fold
+        bench.owner._state.index.flush()
+        ended = [group for group in fold.groups.values() if group.disposition is Disposition.ABANDONED]
+        assert second.lsn in {group.lease for group in ended}
+        (again,) = bench.owner.append([bench.make(first, 0)])
+        assert (again.lsn, again.duplicate) == (kept.lsn, True)
+        (late,) = bench.owner.append([bench.make(second, 1)])
+        assert late.late
+        bench.owner._state.index.flush()
+        assert fold.groups[second.lsn].num_late == 1
+        (strange,) = bench.owner.append([dataclasses.replace(bench.make(second, 1), lease=4096)])
+        assert strange.fault is Fault.LEASE
+        assert fold == refold(tmp_path)
+
+
+def refold(folder: Path) -> Fold:
+    """Both logs, folded whole, without the index."""
+    return StoreView.open(folder).fold
