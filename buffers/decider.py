@@ -9,6 +9,7 @@ from threading import Lock
 from buffers.reading import Records
 from buffers.sampling import choose_first, find_zero_spread, order_rows
 from buffers.state import Due, StoreState
+from buffers.successes import find_replay, find_successes, put_replays
 from contracts.errors import FencedError, StoreError
 from contracts.protocols import BatchRequest
 from contracts.records import Batch, Closed, ControlRecord, Disposition, Kind, Session, Skip, Version
@@ -105,31 +106,38 @@ class Decider:
 
     def _cut(self, request: BatchRequest, mark: int) -> tuple[Batch | None, list[Future[list[int]]]]:
         """Submit the batch with what it drops; where it cannot be filled, what is dropped alone."""
-        state = self._state
+        state, fold, replay = self._state, self._state.fold, self._state.config.replay
         choice = choose_first(
-            state.fold,
+            fold,
             self._find_queue(mark),
             num_groups=request.num_groups,
             parent_version=request.parent_version,
             max_staleness=request.max_staleness,
             with_spread=request.with_spread and state.fold.num_replaced < MOST_REPLACED * request.num_groups,
+            may_gain_spread=lambda lease: (
+                find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed) is not None
+            ),
         )
         if len(choice.leases) < request.num_groups:
             ends: Due = {}
             for drop in choice.dropped:
                 ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
             return None, [state.close_locked(leases, how, why, mark=mark) for (how, why), leases in ends.items()]
+        fresh = order_rows(fold, choice.leases)
+        rows = put_replays(fold, fresh, settings=replay, seed=request.seed)
+        mixed = {row.lease for row in rows if row.replayed}
         batch = Batch(
             branch=request.branch,
             step=request.step,
             parent_version=request.parent_version,
-            rows=order_rows(state.fold, choice.leases),
-            zero_spread=find_zero_spread(state.fold, choice.leases),
+            rows=rows,
+            zero_spread=find_zero_spread(fold, tuple(lease for lease in choice.leases if lease not in mixed)),
             dropped=choice.dropped,
             seed=request.seed,
             data_lsn=mark,
             control_lsn=state.control.writer.durable_lsn,
             coefficients=dict(request.coefficients),
+            remembered=find_successes(fold, fresh, settings=replay),
         )
         return batch, [state.end_locked(batch, [*choice.leases, *(drop.lease for drop in choice.dropped)])]
 

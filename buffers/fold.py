@@ -46,6 +46,8 @@ from contracts.records import (
 )
 
 FIRST_CONTROL_KIND = 64  # see Kind
+SUCCESSES_A_TASK = 8
+Successes = tuple[tuple[int, int], ...]  # (episode LSN, reward LSN) of each
 UNENDED = tuple(stage for stage in Stage if stage is not Stage.ENDED)
 _REWARDABLE = (Stage.PENDING, Stage.READY, Stage.OPEN, Stage.FAULTY, Stage.BATCHED)
 
@@ -63,6 +65,7 @@ class Fold:
     versions: Shelf[int, Version] = field(default_factory=Shelf)
     version_lsns: Shelf[tuple[int, int, str], int] = field(default_factory=Shelf)  # (branch, step, root hash) → LSN
     batch_lsns: Shelf[tuple[int, int], int] = field(default_factory=Shelf)  # (branch, step) → LSN
+    successes: Shelf[str, Successes] = field(default_factory=Shelf)  # task → its newest ones, oldest first
     settled: Shelf[int, int] = field(default_factory=Shelf)  # version → LSN of the SERVED or refusal it had last
 
     stages: dict[Stage, set[int]] = field(default_factory=lambda: {stage: set() for stage in UNENDED})
@@ -316,6 +319,10 @@ class Fold:
         self.open_batches[lsn] = batch
         for group in self._find_all(leases_of(batch)):
             self._move(group, Stage.BATCHED)
+        for row in batch.remembered:
+            for group in self._find_all((row.lease,)):
+                known = self.successes.get(group.task.task_id) or ()
+                self.successes[group.task.task_id] = (*known, (row.episode_lsn, row.reward_lsn))[-SUCCESSES_A_TASK:]
         for drop in batch.dropped:
             for group in self._find_all((drop.lease,)):
                 group.closed_at = batch.data_lsn

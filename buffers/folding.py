@@ -156,6 +156,7 @@ _SHAPES: dict[str, _Shape[Any, Any]] = {
     "versions": _Shape(encode, lambda plain: cast(Version, decode(Kind.VERSION, plain))),
     "version_lsns": _NUMBERS,
     "batch_lsns": _NUMBERS,
+    "successes": _Shape(list, lambda plain: tuple(map(tuple, plain))),
     "settled": _Shape(_as_it_is, _as_it_is),
 }
 

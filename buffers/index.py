@@ -1,7 +1,7 @@
 """The LMDB index: where the fold's history lies, and a way to find things; thrown away and rebuilt at any time.
 
     episodes   episode id → LSN                      tasks   task id → leases (sorted duplicates)
-    groups, producers, versions, version_lsns, batch_lsns, settled   the fold's shelves (buffers/folding.py)
+    groups, producers, versions, version_lsns, batch_lsns, successes, settled   the fold's shelves (buffers/folding.py)
     meta       store uuid, format, how far of each log it holds, and the rest of the fold at that very point
 
 One transaction is one cut of both logs: whoever opens the index has the fold as it was there, and folds on from there.
@@ -28,7 +28,7 @@ import msgpack
 from contracts.errors import StoreStoppedError
 
 FORMAT = 2
-SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "settled")
+SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "settled")
 _MAX_KEY_BYTES = 400  # LMDB's limit is 511
 _UNTRUSTED = "untrusted"  # a file that says: build it again
 _LSN = struct.Struct(">Q")

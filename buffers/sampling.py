@@ -5,6 +5,7 @@ A pure function of the log prefix, so that the same prefix gives the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from buffers.fold import Fold
@@ -20,11 +21,19 @@ class Choice:
 
 
 def choose_first(
-    fold: Fold, queue: list[int], *, num_groups: int, parent_version: int, max_staleness: int, with_spread: bool
+    fold: Fold,
+    queue: list[int],
+    *,
+    num_groups: int,
+    parent_version: int,
+    max_staleness: int,
+    with_spread: bool,
+    may_gain_spread: Callable[[int], bool] = lambda _: False,
 ) -> Choice:
     """Up to `num_groups` groups of `queue` that are fresh enough for the child of `parent_version`.
 
-    `with_spread`: those whose returns are all equal are passed over too (DAPO, Yu et al. 2025, eq. 11).
+    `with_spread`: those whose returns are all equal are passed over too (DAPO, Yu et al. 2025, eq. 11), unless they
+    `may_gain_spread`.
     """
     leases: list[int] = []
     dropped: list[Dropped] = []
@@ -32,7 +41,7 @@ def choose_first(
         if len(leases) == num_groups:
             break
         fault = find_fault(fold, lease, parent_version=parent_version, max_staleness=max_staleness)
-        if fault is None and with_spread and find_zero_spread(fold, (lease,)):
+        if fault is None and with_spread and find_zero_spread(fold, (lease,)) and not may_gain_spread(lease):
             fault = Disposition.ZERO_SPREAD
         if fault is None:
             leases.append(lease)

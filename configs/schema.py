@@ -215,6 +215,19 @@ class Store(Section):
     index_map_mib: int = _free(4096, ge=16)
 
 
+class Replay(Section):
+    """A group of which every member failed gets one stored success of its task for its first member.
+
+    Lu et al. 2025, "ARPO", section 3.3. Stored log-probs stay the behaviour policy's: learner.importance_cap corrects.
+    """
+
+    enabled: bool = False
+    trigger_std: float = Field(0.05, ge=0)  # of the group's rewards, population: below it, and ...
+    trigger_mean: float = 0.2  # ... their mean below this
+    min_reward: float = 0.1  # above it an episode is a success
+    source: Literal["success", "failure"] = "success"  # failure: a control that replays what did not succeed
+
+
 class CheckpointRule(Section):
     every_steps: int = _free(20, ge=1)
     keep: int = _free(2, ge=1)  # newest ones, beside genesis
@@ -278,6 +291,7 @@ class RunConfig(Section):
     engine: Engine = Engine()
     rollout: Rollout = Rollout()
     store: Store = Store()
+    replay: Replay = Replay()
     checkpoint: CheckpointRule = CheckpointRule()
     evaluate: Evaluate = Evaluate()
     metrics: Metrics = Metrics()
@@ -301,6 +315,8 @@ class RunConfig(Section):
             raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
         self._check_tenant()
         self._check_turns()
+        if self.replay.enabled and self.control.id is not None:
+            raise ValueError("replay.enabled is for groups of several tries: control runs have none")
         return self
 
     def _check_turns(self) -> None:

@@ -245,8 +245,9 @@ class Row:
 
     episode_lsn: int
     reward_lsn: int  # the FEEDBACK that counts, or the episode itself
-    lease: int
+    lease: int  # of the group that it counts in
     weight: float = 1.0
+    replayed: bool = False  # a success of another lease of the same task, in the place of a fresh member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +274,7 @@ class Batch:
     data_lsn: int = 0  # durable watermark of the data log when it was cut
     control_lsn: int = 0
     coefficients: dict[str, float] = field(default_factory=dict)  # from outside: learning rate, KL, ...
+    remembered: tuple[Row, ...] = ()  # fresh members that the success store holds from here on (buffers/successes.py)
 
 
 @dataclass(frozen=True, kw_only=True)

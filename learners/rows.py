@@ -116,7 +116,7 @@ def _rewards(batch: Batch, episodes: Sequence[Episode]) -> Float64Array:
     rewards: list[float] = []
     for row, episode in zip(batch.rows, episodes, strict=True):
         where = f"step {batch.step}, episode {episode.episode_id}"
-        if episode.lease != row.lease:
+        if episode.lease != row.lease and not row.replayed:
             raise LearnerError(f"{where}: it is of another group than its row")
         if episode.reward is None or not math.isfinite(episode.reward):
             raise LearnerError(f"{where}: its reward is {episode.reward}")

@@ -32,7 +32,9 @@ from loops.update import UpdateLoop, UpdatePorts
 VOCABULARY = 4
 
 
-def plain_config(*, mode: str = "sync", steps: int = 6, checkpoint_every: int = 2, loss: str = "grpo") -> RunConfig:
+def plain_config(
+    *, mode: str = "sync", steps: int = 6, checkpoint_every: int = 2, loss: str = "grpo", **more: Any
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "plain",
@@ -44,6 +46,7 @@ def plain_config(*, mode: str = "sync", steps: int = 6, checkpoint_every: int = 
             "rollout": Rollout(chunk=2, slots=1),
             "store": Store(segment_mib=1, control_segment_mib=1, reserve_mib=0, index_map_mib=16),
             "checkpoint": CheckpointRule(every_steps=checkpoint_every, keep=2),
+            **more,
         }
     )
 
@@ -214,9 +217,10 @@ class PlainRun:
         wrap: Wrap = lambda name, port: port,
         base: str = "",
         beside: Executor | None = None,
+        num_items: int = 50,
     ) -> None:
         self.folder, self.config = folder, config
-        self.source = PermutedSource("guess", num_items=50, seed=1)
+        self.source = PermutedSource("guess", num_items=num_items, seed=1)
         self.uuid = self._identity()
         self.owner = StoreOwner.open(folder / "store", uuid=self.uuid, config=config, source=self.source)
         self.learner, self.engine = NumpyLearner(), NumpyEngine()

@@ -11,7 +11,7 @@ import numpy as np
 
 from buffers.owner import StoreOwner, episode_id
 from configs.schema import RunConfig
-from contracts.protocols import BatchRequest
+from contracts.protocols import BatchRequest, TaskSource
 from contracts.records import (
     Ack,
     Batch,
@@ -143,12 +143,14 @@ def make_step(num_tokens: int = 3) -> Step:
 
 
 @contextmanager
-def opened(folder: Path, *, config: RunConfig | None = None, clock: Clock | None = None) -> Iterator[Bench]:
+def opened(
+    folder: Path, *, config: RunConfig | None = None, clock: Clock | None = None, source: TaskSource = name_task
+) -> Iterator[Bench]:
     """The store in `folder`, made if there is none, closed at the end."""
     owner = StoreOwner.open(
         folder,
         config=small_config() if config is None else config,
-        source=name_task,
+        source=source,
         create=not (folder / "store.json").exists(),
         clock=Clock() if clock is None else clock,
     )

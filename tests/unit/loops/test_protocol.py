@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buffers.owner import StoreOwner
-from configs.schema import RunConfig
+from configs.schema import Replay, RunConfig
 from contracts.errors import RunFolderError
 from contracts.protocols import StepResult
 from contracts.records import Batch, Episode, Kind, Served, Skip, Version
@@ -21,6 +21,7 @@ WATCHED = {
     "fleet": {"push"},
     "learner": {"save"},
 }
+FEW = 4  # items: each comes back soon, and a stored success of it is of use
 MOST_POINTS = 400  # a run has about 120; a loop that never ends is a fault
 
 
@@ -61,8 +62,9 @@ class Watched:
         return call
 
 
-def finish(folder: Path, *, config: RunConfig | None = None) -> PlainRun:
-    run = PlainRun(folder, config=config or plain_config())
+def finish(folder: Path, *, config: RunConfig | None = None, num_items: int = 50) -> PlainRun:
+    folder.mkdir(exist_ok=True)
+    run = PlainRun(folder, config=config or plain_config(), num_items=num_items)
     run.go()
     run.close()
     return run
@@ -92,8 +94,9 @@ def versions(owner: StoreOwner) -> dict[int, str]:
         plain_config(steps=4),
         pytest.param(plain_config(), marks=pytest.mark.slow),
         pytest.param(plain_config(loss="dapo", steps=3), marks=pytest.mark.slow),
+        pytest.param(plain_config(steps=4, replay={"enabled": True}), marks=pytest.mark.slow),
     ],
-    ids=["grpo", "grpo, a checkpoint more", "dapo, which replaces groups"],
+    ids=["grpo", "grpo, a checkpoint more", "dapo, which replaces groups", "grpo with success replay"],
 )
 def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: RunConfig) -> None:
     (tmp_path / "whole").mkdir()
@@ -124,6 +127,30 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: Run
             break
     assert point > 50, "the tripwire did not see the protocol"
     print(f"{point - 1} crash points")
+
+
+@pytest.mark.parametrize("point", [30, 75])
+def test_a_run_that_replays_successes_recovers_to_the_same_bits(tmp_path: Path, point: int) -> None:
+    config = plain_config(steps=12, replay={"enabled": True})
+    with reopened(finish(tmp_path / "whole", config=config, num_items=FEW)) as whole:
+        expected = versions(whole)
+        batches = [record for _, record in whole.decisions(kinds=[Kind.BATCH]) if isinstance(record, Batch)]
+    assert sum(row.replayed for batch in batches for row in batch.rows) >= 1
+    assert versions_without_replay(tmp_path / "without", config) != expected, "replayed rows are learned from"
+    (tmp_path / "crashed").mkdir()
+    run = PlainRun(tmp_path / "crashed", config=config, wrap=Tripwire(point).wrap, num_items=FEW)
+    with pytest.raises(Crash):
+        run.go()
+    run.close()
+    with reopened(finish(run.folder, config=config, num_items=FEW)) as owner:
+        assert versions(owner) == expected
+        check_ledger(owner, config=config, heard=run.acknowledged)
+
+
+def versions_without_replay(folder: Path, config: RunConfig) -> dict[int, str]:
+    without = config.model_copy(update={"replay": Replay()})
+    with reopened(finish(folder, config=without, num_items=FEW)) as owner:
+        return versions(owner)
 
 
 @pytest.mark.timeout(600)
