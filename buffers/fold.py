@@ -66,6 +66,7 @@ class Fold:
     version_lsns: Shelf[tuple[int, int, str], int] = field(default_factory=Shelf)  # (branch, step, root hash) → LSN
     batch_lsns: Shelf[tuple[int, int], int] = field(default_factory=Shelf)  # (branch, step) → LSN
     successes: Shelf[str, Successes] = field(default_factory=Shelf)  # task → its newest ones, oldest first
+    late: Shelf[int, int] = field(default_factory=Shelf)  # LSN of a late episode → the LSN its lease closed at
     settled: Shelf[int, int] = field(default_factory=Shelf)  # version → LSN of the SERVED or refusal it had last
 
     stages: dict[Stage, set[int]] = field(default_factory=lambda: {stage: set() for stage in UNENDED})
@@ -290,7 +291,11 @@ class Fold:
 
     def _count_late(self, group: Group, closed_at: int) -> None:
         """Count its late episodes; an abandoned lease that has no others is LATE."""
-        num_late = sum(lsn >= closed_at for lsn in group.lsns.values())
+        late = [lsn for lsn in group.lsns.values() if lsn >= closed_at]
+        num_late = len(late)
+        if num_late != group.num_late:
+            for lsn in late:
+                self.late[lsn] = closed_at
         self.num_late += num_late - group.num_late
         group.num_late = num_late
         if group.disposition is Disposition.ABANDONED and 0 < num_late == len(group.lsns):

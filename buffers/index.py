@@ -1,7 +1,8 @@
 """The LMDB index: where the fold's history lies, and a way to find things; thrown away and rebuilt at any time.
 
     episodes   episode id → LSN                      tasks   task id → leases (sorted duplicates)
-    groups, producers, versions, version_lsns, batch_lsns, successes, settled   the fold's shelves (buffers/folding.py)
+    rows       block → LSNs of the episodes that came with a reward, in log order (buffers/replaying.py)
+    groups, producers, versions, version_lsns, batch_lsns, successes, late, settled   the fold's shelves
     meta       store uuid, format, how far of each log it holds, and the rest of the fold at that very point
 
 One transaction is one cut of both logs: whoever opens the index has the fold as it was there, and folds on from there.
@@ -25,17 +26,19 @@ import google_crc32c
 import lmdb
 import msgpack
 
-from contracts.errors import StoreStoppedError
+from contracts.errors import StoreError, StoreStoppedError
 
 FORMAT = 2
-SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "settled")
+SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "late", "settled")
 _MAX_KEY_BYTES = 400  # LMDB's limit is 511
 _UNTRUSTED = "untrusted"  # a file that says: build it again
 _LSN = struct.Struct(">Q")
 _CRC = struct.Struct("<I")
-_TABLES = ("episodes", "tasks", *SHELVES, "meta")
+_TABLES = ("episodes", "tasks", "rows", *SHELVES, "meta")
+ROWS_A_BLOCK = 512
 
 Plain = Any  # what msgpack takes
+_OWNED: dict[Path, Index] = {}  # those that this process owns: LMDB opens a folder once in a process
 
 
 class IndexDamagedError(Exception):
@@ -52,6 +55,7 @@ class Changes:
     shelves: Mapping[str, Sequence[tuple[Plain, Plain]]] = field(default_factory=dict)  # name → (key, value)
     episodes: Sequence[tuple[str, int]] = ()  # (id, LSN)
     tasks: Sequence[tuple[str, int]] = ()  # (id, lease)
+    rows: Sequence[int] = ()  # LSNs
 
 
 class Index:
@@ -67,10 +71,11 @@ class Index:
         try:
             self._tables = {name: self._env.open_db(name.encode(), dupsort=name == "tasks") for name in _TABLES}
             self.uuid = uuid
-            self.data_lsn, self.control_lsn, self.state = self._read_progress()
+            self.data_lsn, self.control_lsn, self.state, self._num_rows = self._read_progress()
         except BaseException:
             self._env.close()
             raise
+        _OWNED[final.absolute()] = self
 
     @classmethod
     def open(cls, folder: Path, *, uuid: UUID, map_bytes: int) -> Index:
@@ -84,10 +89,13 @@ class Index:
         shutil.rmtree(fresh, ignore_errors=True)
         return cls(fresh, uuid=uuid, map_bytes=map_bytes, final=folder)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it stands in its place; one that is rebuilt does not yet."""
+        return self._folder == self._final
+
     def publish(self) -> None:
         """Put a rebuilt index in its place."""
-        if self._folder == self._final:
-            return
         old = self._final.with_name(self._final.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self._final.exists():
@@ -109,12 +117,27 @@ class Index:
             for name, entries in changes.shelves.items():
                 for key, value in entries:
                     transaction.put(_key(key), _seal([key, value]), db=tables[name])
+            num_rows = self._write_rows(transaction, changes.rows)
             sizes = {name: transaction.stat(tables[name])["entries"] for name in SHELVES}
-            progress = [FORMAT, self.uuid.bytes, changes.data_lsn, changes.control_lsn, changes.state, sizes]
+            progress = [FORMAT, self.uuid.bytes, changes.data_lsn, changes.control_lsn, changes.state, num_rows, sizes]
             transaction.put(b"progress", _seal(progress), db=tables["meta"])
         self.data_lsn, self.control_lsn = changes.data_lsn, changes.control_lsn
+        self._num_rows = num_rows
+
+    def _write_rows(self, transaction: lmdb.Transaction, rows: Sequence[int]) -> int:
+        """Append to the blocks of `rows`; how many rows there are then."""
+        place, table = self._num_rows, self._tables["rows"]
+        while rows:
+            number, inside = divmod(place, ROWS_A_BLOCK)
+            some, rows = rows[: ROWS_A_BLOCK - inside], rows[ROWS_A_BLOCK - inside :]
+            before = bytes(transaction.get(_LSN.pack(number), b"", db=table))
+            block = before[: inside * 8] + struct.pack(f"<{len(some)}q", *some)
+            transaction.put(_LSN.pack(number), block, db=table)
+            place += len(some)
+        return place
 
     def close(self) -> None:
+        _OWNED.pop(self._final.absolute(), None)
         self._env.close()
 
     def distrust(self) -> None:
@@ -165,19 +188,53 @@ class Index:
                 for name, table in self._tables.items()
             }
 
-    def _read_progress(self) -> tuple[int, int, Plain]:
+    def _read_progress(self) -> tuple[int, int, Plain, int]:
         """Raises ValueError on another store or format, IndexDamagedError where entries are missing."""
         with self._env.begin() as transaction:
             value = transaction.get(b"progress", db=self._tables["meta"])
             if value is None:
-                return 0, 0, None
+                return 0, 0, None, 0
             format_, uuid, *rest = _unseal(value)
             if format_ != FORMAT or uuid != self.uuid.bytes:
                 raise ValueError(f"index of store {uuid.hex()}, format {format_}")
-            data_lsn, control_lsn, state, sizes = rest
+            data_lsn, control_lsn, state, num_rows, sizes = rest
             if sizes != {name: transaction.stat(self._tables[name])["entries"] for name in SHELVES}:
                 raise IndexDamagedError(f"{self._folder}: entries are missing")
-        return int(data_lsn), int(control_lsn), state
+        return int(data_lsn), int(control_lsn), state, int(num_rows)
+
+
+class IndexReader:
+    """What an index holds for those who sample, from any process on its machine, in transactions of microseconds.
+
+    One in a process, or any number in the owner's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises StoreError where there is no index."""
+        owner = _OWNED.get(folder.absolute())
+        self._is_ours = owner is None
+        if owner is not None:
+            self._env, self._tables = owner._env, owner._tables
+            return
+        try:
+            self._env = lmdb.open(str(folder), readonly=True, max_dbs=len(_TABLES), max_readers=512, readahead=False)
+            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in ("rows", "late", "meta")}
+        except lmdb.Error as error:
+            raise StoreError(f"{folder}: no index to read: {error}; the store's owner makes one as it opens") from error
+
+    def read_rows(self, *, since: int) -> tuple[list[bytes], int, frozenset[int]]:
+        """(blocks from the one that holds row `since` on, how many rows there are, LSNs of late episodes)."""
+        with self._env.begin() as transaction:
+            progress = transaction.get(b"progress", db=self._tables["meta"])
+            num_rows = 0 if progress is None else int(_unseal(progress)[-2])
+            numbers = range(since // ROWS_A_BLOCK, -(-num_rows // ROWS_A_BLOCK))
+            blocks = [bytes(transaction.get(_LSN.pack(number), b"", db=self._tables["rows"])) for number in numbers]
+            late = frozenset(_LSN.unpack(key)[0] for key, _ in transaction.cursor(db=self._tables["late"]))
+        return blocks, num_rows, late
+
+    def close(self) -> None:
+        if self._is_ours:
+            self._env.close()
 
 
 def _seal(content: Plain) -> bytes:

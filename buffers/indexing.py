@@ -22,7 +22,7 @@ from contracts.records import Episode, Record, Task
 
 log = logging.getLogger(__name__)
 _REBUILD_BATCH = 10_000  # records in one write while the index is rebuilt
-_SHARE = 10  # a write is followed by a pause of this many times what it took
+_SHARE = 3  # a write is followed by a pause of this many times what it took
 _LEAST_PAUSE_S = 0.02
 
 
@@ -39,7 +39,9 @@ class Indexer:
         self._index, self._sync = index, sync
         self._episodes: list[tuple[str, int]] = []
         self._tasks: list[tuple[str, int]] = []
+        self._rows: list[int] = []
         self._awake, self._stopped, self._failed = Event(), Event(), False
+        self._writing = Lock()  # cuts are written in their order
         self._thread = Thread(target=self._run, name="indexer", daemon=True)
 
     @property
@@ -56,10 +58,11 @@ class Indexer:
 
     def start(self) -> None:
         """Bring the index up to the recovered fold, put it in its place, and keep it there."""
-        if self._index.data_lsn < self.fold.data_end or self._index.control_lsn < self.fold.control_end:
+        if not self._index.is_published:
             self.flush()
-        self._index.publish()
+            self._index.publish()
         self._thread.start()
+        self.wake()
 
     def note(self, lsn: int, record: Record) -> None:
         """A record was applied."""
@@ -67,6 +70,8 @@ class Indexer:
             return
         if isinstance(record, Episode):
             self._episodes.append((record.episode_id, lsn))
+            if record.reward is not None:
+                self._rows.append(lsn)
         elif isinstance(record, Task):
             self._tasks.append((record.task_id, lsn))
 
@@ -94,6 +99,10 @@ class Indexer:
 
         A full map or disk, or damage, ends the index for this owner and no more: the log goes on without it.
         """
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         if self._failed:
             return
         with self.lock:
@@ -121,8 +130,9 @@ class Indexer:
             shelves=save_shelves(fold),
             episodes=self._episodes,
             tasks=self._tasks,
+            rows=self._rows,
         )
-        self._episodes, self._tasks = [], []
+        self._episodes, self._tasks, self._rows = [], [], []
         return changes
 
     def _forget(self, changes: Changes) -> None:

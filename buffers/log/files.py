@@ -90,21 +90,30 @@ def write_durably(path: Path, data: bytes, *, replace: bool = True) -> None:
 def find_data_end(fd: int, begin: int) -> int:
     """Offset just past the last byte that is not zero, at or after `begin`; `begin` if there is none.
 
-    Holes and preallocated space are skipped by asking the file system, not read.
+    Holes and preallocated space are skipped by asking the file system, not read. What was read of preallocated space,
+    even ahead by the kernel, counts as data from then on: so it is asked for all first, and nothing is read ahead.
     """
-    end, position = begin, begin
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for start, stop in reversed(_list_data(fd, begin)):
+        while stop > start:
+            offset = max(start, stop - len(_ZEROS))
+            chunk = os.pread(fd, stop - offset, offset)
+            if chunk != _ZEROS[: len(chunk)]:  # stripping zeros is a hundred times slower than comparing them
+                return offset + len(chunk.rstrip(b"\0"))
+            stop = offset
+    return begin
+
+
+def _list_data(fd: int, begin: int) -> list[tuple[int, int]]:
+    """(start, stop) offsets of what is no hole, at or after `begin`."""
+    found: list[tuple[int, int]] = []
+    position = begin
     while True:
         try:
-            position = os.lseek(fd, position, os.SEEK_DATA)
+            start = os.lseek(fd, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole from here on
-                return end
+                return found
             raise
-        hole = os.lseek(fd, position, os.SEEK_HOLE)
-        while position < hole:
-            chunk = os.pread(fd, min(1 << 20, hole - position), position)
-            if not chunk:
-                return end
-            if chunk != _ZEROS[: len(chunk)]:  # stripping zeros is a hundred times slower than comparing them
-                end = position + len(chunk.rstrip(b"\0"))
-            position += len(chunk)
+        position = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, position))

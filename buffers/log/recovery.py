@@ -21,7 +21,7 @@ from uuid import UUID
 
 from buffers.log.files import find_data_end, sync_folder, write_durably
 from buffers.log.frames import FIRST_DIGEST, MORE, RawFrame
-from buffers.log.segments import Gap, list_starts, name_segment, read_schema, walk
+from buffers.log.segments import Gap, list_starts, name_segment, read_frame, read_schema, walk
 from buffers.log.watermark import Watermark, read_boot_id, read_watermark
 from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError, is_disk_full
 
@@ -31,7 +31,7 @@ class Recovery:
     """What opening a log found.
 
     The log goes on at `end_lsn`; `durable_lsn` is how far it was known to be synced. `num_frames` counts whole records
-    below `end_lsn`, in the segments that were read. `torn_bytes` of an unfinished commit were cut and kept in
+    below `end_lsn`, in the part that was read. `torn_bytes` of an unfinished commit were cut and kept in
     `torn_file`, beside the log.
     `rot`: (start, end) LSNs of damaged ranges. `uncertain_from`: after a power loss, the LSN of the one commit that may
     or may not have been acknowledged: its producers re-send; None where all is known.
@@ -107,16 +107,14 @@ def examine(
 ) -> Examination:
     """Read the log; change nothing. `log_name` and `chained`, where given, are what the segments must say.
 
-    Segments that end below `known_lsn` are sealed, and were read before: they are not read again.
+    What lies below `known_lsn`, just past the start of a record, was durable and read before: it is not read again.
 
     Raises StoreIdentityError (no log here, or another one), FormatError (an unknown version).
     """
     starts = list_starts(folder) if folder.is_dir() else []
     if not starts:
         raise StoreIdentityError(f"{folder}: there is no log here")
-    first = max(0, bisect_right(starts, max(0, known_lsn - 1)) - 1)
-    if first and read_schema(name_segment(folder, starts[first]), start_lsn=starts[first], uuid=uuid) is not None:
-        starts = starts[first:]  # with a damaged head, the chain of hashes could not be taken up there
+    starts, begin_lsn = _take_up(folder, starts, known_lsn=known_lsn, uuid=uuid)
     mark = read_watermark(folder)
     if mark is not None and mark.uuid != uuid:
         mark = None
@@ -128,10 +126,11 @@ def examine(
             raise StoreIdentityError(f"{folder}: a segment of log {schema.log_name!r} lies in log {log_name!r}")
         if chained is not None and schema.chained != chained:
             raise FormatError(f"{folder}: the log was made with chained={schema.chained}, and opened with {chained}")
-    walker = _Walker(durable_lsn=mark.durable_lsn if mark else 0, epoch=mark.epoch if mark else 0, first_lsn=starts[0])
+    walker = _Walker(durable_lsn=mark.durable_lsn if mark else 0, epoch=mark.epoch if mark else 0, first_lsn=begin_lsn)
     data_end_lsn = starts[0]
     for start_lsn, limit_lsn in _pair_limits(starts):
-        data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, limit_lsn=limit_lsn, uuid=uuid)
+        begin = max(start_lsn, begin_lsn)
+        data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn, uuid=uuid)
     return _judge(walker, starts=starts, data_end_lsn=data_end_lsn, mark=mark)
 
 
@@ -140,12 +139,36 @@ def _pair_limits(starts: list[int]) -> list[tuple[int, int | None]]:
     return list(zip(starts, [*starts[1:], None], strict=True))
 
 
-def _walk_segment(walker: _Walker, folder: Path, *, start_lsn: int, limit_lsn: int | None, uuid: UUID) -> int:
+def _take_up(folder: Path, starts: list[int], *, known_lsn: int, uuid: UUID) -> tuple[list[int], int]:
+    """The segments to read, and the LSN to begin at: the record known last, for the chain of hashes goes on from it.
+
+    Where there is none, it is damaged, or the segment's head is, everything is read.
+    """
+    lsn = known_lsn - 1
+    first = bisect_right(starts, lsn) - 1
+    if lsn <= 0 or first < 0 or lsn % 8:
+        return starts, starts[0]
+    path = name_segment(folder, starts[first])
+    if read_schema(path, start_lsn=starts[first], uuid=uuid) is None:
+        return starts, starts[0]
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        end = starts[first] + os.fstat(fd).st_size
+        whole = read_frame(fd, lsn, start_lsn=starts[first], end=end, uuid=uuid) is not None
+    finally:
+        os.close(fd)
+    return (starts[first:], lsn) if whole else (starts, starts[0])
+
+
+def _walk_segment(
+    walker: _Walker, folder: Path, *, start_lsn: int, begin: int, limit_lsn: int | None, uuid: UUID
+) -> int:
     """Feed the walker; the LSN just past the segment's last byte that is not zero."""
     fd = os.open(name_segment(folder, start_lsn), os.O_RDONLY)
     try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # see find_data_end
         end = limit_lsn if limit_lsn is not None else start_lsn + os.fstat(fd).st_size
-        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end, uuid=uuid):
+        for item in walk(fd, start_lsn=start_lsn, begin=begin, end=end, uuid=uuid):
             if isinstance(item, Gap) and item.end == end and limit_lsn is None:
                 break  # the end of the log, torn or clean
             walker.take(item)

@@ -116,7 +116,7 @@ class LogWriter:
     ) -> LogWriter:
         """Recover the log and go on writing it in a new segment; with `create`, make an empty one.
 
-        Sealed segments below `known_lsn` were read before and are not read again, unless `strict`.
+        What lies below `known_lsn`, just past the start of a record, was read before and is not again, unless `strict`.
         `reserve_bytes` of the file system are never taken by this log. `still_owner` is asked before each
         acknowledgement. The folder's name is the log's name.
 

@@ -133,23 +133,19 @@ def test_batches_alone_tell_what_is_stored_and_what_was_replayed(tmp_path: Path)
         num_replayed = 0
         for _, record in bench.owner.decisions(kinds=[Kind.BATCH]):
             assert isinstance(record, Batch)
-            rewards = {
-                row.episode_lsn: episode.reward
-                for row, episode in zip(
-                    record.rows, bench.owner.read([row.episode_lsn for row in record.rows]), strict=True
-                )
-            }
+            episodes = bench.owner.read([row.episode_lsn for row in record.rows])
+            reward_of = {row.episode_lsn: one.reward for row, one in zip(record.rows, episodes, strict=True)}
             for place in range(0, len(record.rows), GROUP_SIZE):
                 group = record.rows[place : place + GROUP_SIZE]
                 task = fold.groups[group[0].lease].task.task_id
-                failed = all(rewards[row.episode_lsn] == 0.0 for row in group[1:]) and len(stored[task]) > 0
+                failed = all(reward_of[row.episode_lsn] == 0.0 for row in group[1:]) and len(stored[task]) > 0
                 assert not any(row.replayed for row in group[1:])
                 if group[0].replayed:
                     num_replayed += 1
                     assert failed
                     assert group[0].episode_lsn in stored[task]
             for row in record.remembered:
-                assert rewards[row.episode_lsn] == 1.0
+                assert reward_of[row.episode_lsn] == 1.0
                 task = fold.groups[row.lease].task.task_id
                 stored[task] = [*stored[task], row.episode_lsn][-SUCCESSES_A_TASK:]
         assert num_replayed == 2 * outcomes.count((0.0, 0.0))

@@ -1,0 +1,75 @@
+"""Reads many frames at random through mapped segments: no call to the owner, no copy, no system call a frame.
+
+Shows only what is below the watermark that `refresh` saw. A segment that is trimmed while it is mapped stays readable.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+from buffers.log.frames import HEADER_BYTES, decode, decode_header
+from buffers.log.reader import LogReader
+from buffers.log.segments import list_starts, name_segment
+from contracts.errors import RotError, StoreError
+
+_LENGTH_AND_LSN = struct.Struct("<I4xQ")  # the first fields of a frame's header
+
+
+class MappedLog:
+    """Payloads by LSN, of a log without a chain. Not for several threads."""
+
+    def __init__(self, folder: Path, *, uuid: UUID) -> None:
+        self._folder, self._reader = folder, LogReader(folder, store_uuid=uuid)
+        self._starts: list[int] = []
+        self._maps: dict[int, memoryview] = {}  # start LSN → the segment's bytes
+        self.durable_lsn = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what became durable since."""
+        self.durable_lsn = self._reader.watermark()
+        self._starts = list_starts(self._folder)
+
+    def payloads(self, lsns: Sequence[int], *, verify: bool = False) -> list[memoryview]:
+        """Views of the records' bytes, in the order of `lsns`; they live as long as somebody holds them.
+
+        `verify` compares checksums, which the owner did when it recovered. Raises StoreError where no frame starts at
+        an LSN, or it is above the watermark; RotError where a checksum fails.
+        """
+        starts, maps, unpack = self._starts, self._maps, _LENGTH_AND_LSN.unpack_from
+        found = []
+        for lsn in lsns:
+            start = starts[bisect_right(starts, lsn) - 1]
+            view = maps.get(start)
+            if view is None:
+                view = self._map(start)
+            offset = lsn - start
+            if not 0 <= offset <= len(view) - HEADER_BYTES or lsn >= self.durable_lsn:
+                raise StoreError(f"{self._folder}: no frame at LSN {lsn}: the log is durable up to {self.durable_lsn}")
+            length, own = unpack(view, offset)
+            if own != lsn:
+                raise StoreError(f"{self._folder}: no frame starts at LSN {lsn}")
+            if verify:
+                self._verify(view, offset, lsn)
+            found.append(view[offset + HEADER_BYTES : offset + HEADER_BYTES + length])
+        return found
+
+    def _map(self, start: int) -> memoryview:
+        path = name_segment(self._folder, start)
+        try:
+            with path.open("rb") as file:
+                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (FileNotFoundError, ValueError) as error:
+            raise StoreError(f"{self._folder}: {path.name} is gone: it was trimmed") from error
+        self._maps[start] = view
+        return view
+
+    def _verify(self, view: memoryview, offset: int, lsn: int) -> None:
+        header = decode_header(bytes(view[offset : offset + HEADER_BYTES]), lsn=lsn)
+        if header is None or decode(header, bytes(view[offset : offset + HEADER_BYTES + header.length])) is None:
+            raise RotError(f"{self._folder}: the frame at LSN {lsn} is damaged")
