@@ -36,6 +36,7 @@ from contracts.errors import (
 )
 
 _SCHEMA_ROOM_BYTES = 1024  # more than a SCHEMA frame takes
+_RECENT, _QUANTILES = 1_000, {"commit_p50_s": 0.5, "commit_p99_s": 0.99}
 _OS_SYNC_LAG_S = 0.05  # what only `os` callers wrote is synced, and so becomes visible, this late at most
 
 
@@ -58,6 +59,12 @@ class _Stats:
     last_sync_s: float = 0.0
     frames: int = 0
     bytes: int = 0
+    recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))  # of the newest commits
+
+    def summarise(self) -> dict[str, float]:
+        recent = sorted(self.recent_s.copy())
+        at = {name: recent[int(share * (len(recent) - 1))] if recent else 0.0 for name, share in _QUANTILES.items()}
+        return {name: float(value) for name, value in vars(self).items() if name != "recent_s"} | at
 
 
 class LogWriter:
@@ -192,8 +199,9 @@ class LogWriter:
         return self._durable_lsn
 
     def stats(self) -> dict[str, float]:
-        """Since the log was opened: commits, commit_s_total (s), last_sync_s (s), frames, bytes."""
-        return {name: float(value) for name, value in vars(self._stats).items()}
+        """Since the log was opened: commits, commit_s_total (s), last_sync_s (s), frames, bytes; of the newest commits,
+        from the first request taken to its acknowledgement, commit_p50_s and commit_p99_s."""
+        return self._stats.summarise()
 
     # ------------------------------------------------------------------------------------- the writer's thread
 
@@ -304,8 +312,9 @@ class LogWriter:
         if waited_s >= _OS_SYNC_LAG_S or any(request.durable for request in group):
             self._sync()
             self._acknowledge([request for request in group if request.durable])
-        stats = self._stats
-        stats.commits, stats.commit_s_total = stats.commits + 1, stats.commit_s_total + time.monotonic() - began
+        stats, took_s = self._stats, time.monotonic() - began
+        stats.commits, stats.commit_s_total = stats.commits + 1, stats.commit_s_total + took_s
+        stats.recent_s.append(took_s)
         stats.frames, stats.bytes = stats.frames + num_frames, stats.bytes + num_bytes
 
     def _take_fitting(self, num_bytes: int) -> _Request | None:

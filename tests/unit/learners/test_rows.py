@@ -150,3 +150,17 @@ def test_rows_and_episodes_must_pair_up() -> None:
         read(batch, episodes[:-1])
     with pytest.raises(LearnerError, match="0 rows and 0 episodes"):
         read(replace(batch, rows=()), [])
+
+
+def test_a_replayed_episode_counts_in_the_group_that_it_was_put_into() -> None:
+    batch, episodes = make_batch([[1, 0], [0, 0]])
+    success = episodes[0]
+    rows = list(batch.rows)
+    strange = replace(batch, rows=(*rows[:2], replace(rows[2], episode_lsn=rows[0].episode_lsn), rows[3]))
+    mixed = [*episodes[:2], success, episodes[3]]
+    with pytest.raises(LearnerError, match="another group"):
+        read(strange, mixed)
+    replayed = replace(strange, rows=(*rows[:2], replace(strange.rows[2], replayed=True), rows[3]))
+    read_in = read(replayed, mixed)
+    assert [bool(one[0] > 0) for one in read_in.advantages] == [True, False, True, False]
+    assert read_in.stats["zero_spread_groups"] == 0

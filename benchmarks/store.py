@@ -1,0 +1,230 @@
+"""The experience store beside others on the same disk, in the same run: `python -m benchmarks.store`.
+
+Appends are durable when they return: raw (a preallocated file, write and fdatasync: the floor under every log), the
+store's log, the whole store (leases, checks, fold, index), LMDB, and SQLite with synchronous=FULL. A sample is 64 whole
+records, copied into one buffer; a dictionary of arrays in memory with the same copies is the limit of this machine.
+The rounds take turns, so that all see the same disk; medians. Not here: Reverb, cpprb and torchrl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import lmdb
+import numpy as np
+
+from benchmarks.store_growth import call
+from benchmarks.stores import BATCH, DRAWN, rate
+from buffers.log.writer import LogWriter
+
+KINDS = {"tokens": 8_300, "screenshots": 151_000}  # bytes of a record
+SECONDS = 1.0  # of one measurement
+NUM_PRODUCERS = 32
+KIND = 3  # of a record, for the log
+RAW_BYTES = 256 << 20  # of the preallocated file, written from its start again when full
+
+Append = Callable[[Sequence[bytes]], object]
+
+
+@contextmanager
+def raw(folder: Path) -> Iterator[Append]:
+    fd = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT)
+    os.posix_fallocate(fd, 0, RAW_BYTES)
+    os.fsync(fd)
+    place = 0
+
+    def append(records: Sequence[bytes]) -> None:
+        nonlocal place
+        data = b"".join(records)
+        place = 0 if place + len(data) > RAW_BYTES else place
+        os.pwrite(fd, data, place)
+        place += len(data)
+        os.fdatasync(fd)
+
+    try:
+        yield append
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def opened_log(folder: Path) -> Iterator[LogWriter]:
+    writer = LogWriter.open(folder / "data", store_uuid=uuid4(), epoch=1, create=True)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+@contextmanager
+def log(folder: Path) -> Iterator[Append]:
+    with opened_log(folder) as writer:
+        yield lambda records: writer.append([(KIND, record) for record in records])
+
+
+@contextmanager
+def in_lmdb(folder: Path) -> Iterator[Append]:
+    env = lmdb.open(str(folder / "lmdb"), map_size=64 << 30)
+    number = 0
+
+    def append(records: Sequence[bytes]) -> None:
+        nonlocal number
+        with env.begin(write=True) as transaction:
+            for record in records:
+                transaction.put(number.to_bytes(8, "big"), record, append=True)
+                number += 1
+
+    try:
+        yield append
+    finally:
+        env.close()
+
+
+@contextmanager
+def in_sqlite(folder: Path) -> Iterator[Append]:
+    base = sqlite3.connect(folder / "base.sqlite")
+    base.execute("PRAGMA journal_mode=WAL")
+    base.execute("PRAGMA synchronous=FULL")
+    base.execute("CREATE TABLE records (payload BLOB)")
+
+    def append(records: Sequence[bytes]) -> None:
+        with base:
+            base.executemany("INSERT INTO records VALUES (?)", [(record,) for record in records])
+
+    try:
+        yield append
+    finally:
+        base.close()
+
+
+WRITERS = {"raw": raw, "log": log, "lmdb": in_lmdb, "sqlite": in_sqlite}
+
+
+def measure_appends(folder: Path, *, num_bytes: int) -> dict[str, float]:
+    """Records a second of each writer at each batch size, and of 32 producers with single records into the log."""
+    records = [os.urandom(num_bytes) for _ in range(BATCH)]
+    found = {}
+    for name, writer in WRITERS.items():
+        for size in (1, 16, BATCH):
+            with place(folder) as here, writer(here) as append:
+                some = records[:size]
+                appends = rate(lambda _, append=append, some=some: append(some), seconds=SECONDS)
+                found[f"{name}, batch {size}"] = size * appends
+    with place(folder) as here, opened_log(here) as writer, ThreadPoolExecutor(NUM_PRODUCERS) as pool:
+        found[f"log, {NUM_PRODUCERS} producers"] = measure_producers(writer, records[0], pool)
+    return found
+
+
+def measure_producers(writer: LogWriter, record: bytes, pool: ThreadPoolExecutor) -> float:
+    end = time.perf_counter() + SECONDS
+
+    def produce(_: int) -> int:
+        count = 0
+        while time.perf_counter() < end:
+            writer.append([(KIND, record)])
+            count += 1
+        return count
+
+    return sum(pool.map(produce, range(NUM_PRODUCERS))) / SECONDS
+
+
+def measure_store(folder: Path, *, num_bytes: int, num_records: int) -> dict[str, float]:
+    """A store filled, killed, opened, sampled; and what it takes on disk beside what went in."""
+    with place(folder) as here:
+        store = here / "store"
+        filled = call("fill", store, "--records", str(num_records), "--bytes", str(num_bytes))
+        opened, sampled = call("open", store), call("sample", store)
+        files = [path for path in store.rglob("*") if path.is_file() and path.suffix != ".seg"]
+        beside = sum(path.stat().st_blocks * 512 for path in files)
+    payload = filled["records"] * num_bytes
+    return {
+        f"store, batch {BATCH}": filled["append"],
+        "open, ms": opened["open_ms"],
+        "records read again": opened["read_again"],
+        "disk / payload": (filled["data_bytes"] + beside) / payload,
+        "store, sample": sampled["sample"],
+        "store, sample without copies": sampled["sample_views"],
+        "store, by priority": sampled["prioritised"],
+        "memory, sample": measure_memory(num_bytes, num_records=num_records),
+    }
+
+
+def measure_memory(num_bytes: int, *, num_records: int) -> float:
+    """Draws a second from one array in memory: nothing but the copy."""
+    rows = np.ones((num_records, num_bytes), dtype=np.uint8)
+    out = np.empty((DRAWN, num_bytes), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    return rate(lambda _: rows.take(rng.integers(num_records, size=DRAWN), axis=0, out=out), seconds=SECONDS)
+
+
+@contextmanager
+def place(folder: Path) -> Iterator[Path]:
+    here = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        yield here
+    finally:
+        shutil.rmtree(here)
+
+
+def judge(kind: str, row: dict[str, float]) -> list[dict[str, object]]:
+    floor, limit = row[f"raw, batch {BATCH}"], row["memory, sample"]
+    wanted = [
+        (f"{kind}: log at batch {BATCH} / raw", 0.9, row[f"log, batch {BATCH}"] / floor),
+        (f"{kind}: 32 producers with single records / raw", 0.4, row[f"log, {NUM_PRODUCERS} producers"] / floor),
+        (f"{kind}: sample / the same copies in memory", 0.6, row["store, sample"] / limit),
+    ]
+    goals: list[dict[str, object]] = [
+        {"name": name, "goal": goal, "measured": round(measured, 3), "met": measured >= goal}
+        for name, goal, measured in wanted
+    ]
+    most_ms = 10 + 2.5 * row["records read again"] / 1000
+    for name, goal, measured in (
+        (f"{kind}: disk / payload", 1.02, row["disk / payload"]),
+        (f"{kind}: open, ms, at most 10 + 2.5 a thousand records read again", most_ms, row["open, ms"]),
+    ):
+        goals.append({"name": name, "goal": goal, "measured": round(measured, 3), "met": measured <= goal})
+    return goals
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round instead of five, tokens only")
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; emptied afterwards")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    kinds = ["tokens"] if options.quick else list(KINDS)
+    rows, goals = [], []
+    with tempfile.TemporaryDirectory(prefix="ratchet-store-", dir=options.folder) as scratch:
+        for kind in kinds:
+            num_bytes = KINDS[kind]
+            rounds = [
+                measure_appends(Path(scratch), num_bytes=num_bytes)
+                | measure_store(Path(scratch), num_bytes=num_bytes, num_records=(200 << 20) // num_bytes)
+                for _ in range(1 if options.quick else 5)
+            ]
+            row = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+            for name, value in row.items():
+                print(f"{kind:>12}  {name:<32} {value:>12,.2f}")
+            rows += [{"kind": kind, "name": name, "value": value} for name, value in row.items()]
+            goals += judge(kind, row)
+    for goal in goals:
+        print(f"{goal['name']}: {goal['measured']} (goal {goal['goal']}), {'met' if goal['met'] else 'missed'}")
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows, "goals": goals}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""One life of a store, in a process of its own: what benchmarks/store.py and store_growth.py call, and kill.
+
+    python -m benchmarks.stores fill FOLDER --records N --bytes B    appends until N are there, then dies by SIGKILL
+    python -m benchmarks.stores open FOLDER      how long an owner takes to open it, and what it holds in memory
+    python -m benchmarks.stores sample FOLDER    how fast 64 records are drawn, and what a reader holds
+
+Each prints one line of JSON. `fill` is a run without engine and learner: leases, groups of 8, batches, versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from buffers.owner import StoreOwner, episode_id
+from buffers.replaying import ReplayReader
+from configs.schema import RunConfig
+from contracts.protocols import BatchRequest
+from contracts.records import Episode, Lease, Purpose, Served, Session, Span, Step, StopReason, Version
+
+GROUP_SIZE, GROUPS = 8, 16
+BATCH = GROUP_SIZE * GROUPS
+DRAWN = 64
+LAST = 20  # appends that the rate at the end is measured over
+
+Numbers = dict[str, float]
+
+
+def run_config() -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "steps": 1 << 40,
+            "learner": {"groups_per_step": GROUPS, "group_size": GROUP_SIZE},
+            "store": {"reserve_mib": 0, "index_map_mib": 1 << 15},
+        }
+    )
+
+
+def name_task(position: int) -> tuple[str, int]:
+    return f"task/{position}", position
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is its own: mapped files, which the kernel may drop, do not count."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) << 10
+    raise OSError("/proc/self/smaps_rollup names no anonymous memory")
+
+
+class Life:
+    """A producer and a learner of one store, taking turns."""
+
+    def __init__(self, owner: StoreOwner, *, record_bytes: int) -> None:
+        self.owner = owner
+        self.epoch, self.seq = owner.attach("bench"), 0
+        self.session = owner.open_session(Session(role="learner", epoch=owner.epoch))
+        status = owner.status()
+        head, step = status["head"], status["step"]
+        assert isinstance(step, int)
+        self.step = step
+        self.head = head if isinstance(head, int) else -1
+        self._version(-1)
+        num_tokens = max(1, (record_bytes - 300) // 9)  # an observation of an eighth, actions, log-probs
+        self._step = Step(
+            observation=np.arange(num_tokens // 4, dtype=np.int32),
+            action=np.arange(num_tokens, dtype=np.int32),
+            log_probs=np.full(num_tokens, -0.5, dtype=np.float32),
+        )
+        self._label = run_config().environment.label
+
+    def play(self) -> float:
+        """One append of 128 records and the batch that trains on them; the append's seconds."""
+        leases: list[Lease] = []
+        while len(leases) < GROUPS:
+            leases += self.owner.lease("bench", self.epoch, max_tasks=GROUPS - len(leases))
+        episodes = [self._make(lease, member) for lease in leases for member in lease.missing]
+        start = time.perf_counter()
+        self.owner.append(episodes)
+        seconds = time.perf_counter() - start
+        request = BatchRequest(
+            session=self.session, branch=0, step=self.step + 1, parent_version=self.head, num_groups=GROUPS,
+            max_staleness=1 << 40, seed=1, coefficients={},
+        )  # fmt: skip
+        cut = self.owner.append_batch(request)
+        if cut is not None:
+            self.step += 1
+            self._version(cut[0])
+        return seconds
+
+    def _version(self, batch_lsn: int) -> None:
+        number = self.head + 1
+        version = Version(
+            version=number, parent=self.head, branch=0, step=self.step, root_hash=f"{number:064d}", batch_lsn=batch_lsn
+        )
+        self.owner.decide(version, self.session)
+        self.owner.decide(Served(version=number, gap=0.0), self.session)
+        self.head = number
+
+    def _make(self, lease: Lease, member: int) -> Episode:
+        self.seq += 1
+        return Episode(
+            episode_id=episode_id(str(self.owner.uuid), lease.lsn, member),
+            lease=lease.lsn,
+            member=member,
+            task_id=lease.task.task_id,
+            environment=self._label,
+            environment_version="1",
+            purpose=Purpose.TRAIN,
+            steps=(self._step,),
+            spans=(Span(start=0, version=self.head),),
+            stop_reason=StopReason.TERMINATED,
+            reward=float(member),
+            producer="bench",
+            producer_epoch=self.epoch,
+            seq=self.seq,
+            wall_time=time.time(),
+        )
+
+
+def open_store(folder: Path, *, create: bool = False) -> StoreOwner:
+    return StoreOwner.open(folder, config=run_config(), source=name_task, create=create)
+
+
+def fill(folder: Path, *, num_records: int, record_bytes: int) -> Numbers:
+    """Append until the store holds `num_records`. `append` is the rate of the last appends."""
+    owner = open_store(folder, create=not (folder / "store.json").exists())
+    life, seconds = Life(owner, record_bytes=record_bytes), []
+    while owner.ledger().episodes < num_records:
+        seconds.append(life.play())
+    status = owner.status()
+    return {
+        "records": owner.ledger().episodes,
+        "append": BATCH / statistics.median(seconds[-LAST:]),
+        "owner_bytes": anonymous_bytes(),
+        "data_bytes": float(str(status["data_lsn"])),
+        "indexed": float(str(status["indexed_lsn"])) / float(str(status["data_lsn"])),
+    }
+
+
+def time_open(folder: Path) -> Numbers:
+    """Once on another store first: imports and plans of records are the process's, not the store's."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as other:
+        for create in (True, False):
+            open_store(Path(other), create=create).close()
+    start = time.perf_counter()
+    owner = open_store(folder)
+    seconds = time.perf_counter() - start
+    numbers = {
+        "open_ms": seconds * 1e3,
+        "records": owner.ledger().episodes,
+        "read_again": owner._state.data.writer.recovery.num_frames,
+        "owner_bytes": anonymous_bytes(),
+    }
+    owner.close()
+    return numbers
+
+
+def sample(folder: Path) -> Numbers:
+    """Draws a second: uniform ones as views and as one copy; by priority with an update of what was drawn."""
+    before = anonymous_bytes()
+    with ReplayReader.open(folder) as reader:
+        grown = anonymous_bytes() - before
+        rng = np.random.default_rng(0)
+        sizes = [len(payload) for payload in reader.payloads(reader.draw_uniform(DRAWN, seed=0).lsns)]
+        buffer = memoryview(bytearray(2 * sum(sizes)))
+
+        def copy(payloads: Sequence[memoryview]) -> None:
+            place = 0
+            for payload in payloads:
+                buffer[place : place + len(payload)] = payload
+                place += len(payload)
+
+        def draw(seed: int) -> None:
+            copy(reader.payloads(reader.draw_uniform(DRAWN, seed=seed).lsns))
+
+        def draw_views(seed: int) -> None:
+            reader.payloads(reader.draw_uniform(DRAWN, seed=seed).lsns)
+
+        def draw_and_update(seed: int) -> None:
+            drawn = reader.draw_by_priority(DRAWN, seed=seed, beta=0.5)
+            copy(reader.payloads(drawn.lsns))
+            reader.set_priorities(drawn.rows, rng.integers(1, 1 << 20, size=DRAWN))
+
+        numbers = {"rows": float(reader.num_rows), "reader_bytes": float(grown)}
+        numbers["sample"], numbers["sample_views"] = rate(draw), rate(draw_views)
+        reader.set_priorities(np.arange(reader.num_rows), rng.integers(1, 1 << 20, size=reader.num_rows))
+        numbers["prioritised"] = rate(draw_and_update)
+    return numbers
+
+
+def rate(act: Callable[[int], object], *, seconds: float = 1.0) -> float:
+    """Calls a second, after a tenth of the time to warm up."""
+    number, measured, start = 0, 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds * 1.1:
+        act(number)
+        number += 1
+        measured += passed > seconds * 0.1
+    return measured / seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["fill", "open", "sample"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--bytes", type=int, default=8_192)
+    options = parser.parse_args(arguments)
+    if options.what == "fill":
+        print(json.dumps(fill(options.folder, num_records=options.records, record_bytes=options.bytes)), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(json.dumps(time_open(options.folder) if options.what == "open" else sample(options.folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

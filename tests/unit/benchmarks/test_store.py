@@ -1,0 +1,58 @@
+"""What the store's benchmarks count, and what they make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import store, store_growth
+from benchmarks.stores import BATCH, GROUP_SIZE, Life, anonymous_bytes, open_store, sample, time_open
+
+
+def test_a_life_appends_trains_and_can_be_taken_up_again(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    for steps, create in ((2, True), (3, False)):
+        owner = open_store(folder, create=create)
+        life = Life(owner, record_bytes=400)
+        for _ in range(steps):
+            assert life.play() > 0
+        ledger = owner.ledger()
+        owner.close()
+    assert (ledger.episodes, ledger.handed, ledger.balanced) == (5 * BATCH, 5 * BATCH // GROUP_SIZE, True)
+    assert ledger.quarantined == {}
+    assert time_open(folder)["records"] == 5 * BATCH
+    numbers = sample(folder)
+    assert numbers["rows"] == 5 * BATCH
+    assert min(numbers["sample"], numbers["prioritised"]) > 0
+
+
+def test_every_writer_keeps_what_it_was_given(tmp_path: Path) -> None:
+    for name, writer in store.WRITERS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        with writer(folder) as append:
+            append([bytes([1]) * 500, bytes([2]) * 500])
+        kept = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+        assert bytes([1]) * 400 in kept, name
+        assert bytes([2]) * 400 in kept, name
+
+
+def test_goals_say_what_was_missed() -> None:
+    sizes = [
+        {"records": 1e4, "append": 100.0, "sample": 50.0, "owner_bytes": 1e6, "reader_bytes": 1e5, "rows": 1e4},
+        {"records": 1e5, "append": 100.0, "sample": 50.0, "owner_bytes": 1e6, "reader_bytes": 1e6, "rows": 1e5},
+        {"records": 1e6, "append": 70.0, "sample": 50.0, "owner_bytes": 51e6, "reader_bytes": 9e6, "rows": 1e6},
+    ]
+    met = {str(goal["name"]): goal["met"] for goal in store_growth.judge(sizes)}
+    assert met == {
+        "append: times slower than at 100,000 records": False,
+        "sample: times slower than at 100,000 records": True,
+        "bytes of the owner a live record": True,
+        "bytes of a reader a live record": True,
+    }
+
+
+def test_own_memory_is_counted() -> None:
+    before = anonymous_bytes()
+    kept = bytearray(64 << 20)
+    kept[::4096] = bytes(len(range(0, len(kept), 4096)))
+    assert anonymous_bytes() - before > 32 << 20
