@@ -1,14 +1,14 @@
 """The LMDB index: where the fold's history lies, and a way to find things; thrown away and rebuilt at any time.
 
-    episodes   episode id → LSN                      tasks   task id → leases (sorted duplicates)
+    tasks      task id → leases (sorted duplicates)
     rows       block → LSNs of the episodes that came with a reward, in log order (buffers/replaying.py)
     groups, producers, versions, version_lsns, batch_lsns, successes, late, settled   the fold's shelves
     meta       store uuid, format, how far of each log it holds, and the rest of the fold at that very point
 
 One transaction is one cut of both logs: whoever opens the index has the fold as it was there, and folds on from there.
 Only the store's owner writes it, off the hot path, and never past the durable watermark. Transactions are synced, so it
-outlives a power loss; LMDB has no page checksums, so every value carries one. An index that is damaged, foreign, or
-ahead of the log is left behind and a new one is built beside it and swapped in by rename.
+outlives a power loss; LMDB has no page checksums, so what the fold is made from carries its own. An index that is
+damaged, foreign, or ahead of the log is left behind and a new one is built beside it and swapped in by rename.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_KEY_BYTES = 400  # LMDB's limit is 511
 _UNTRUSTED = "untrusted"  # a file that says: build it again
 _LSN = struct.Struct(">Q")
 _CRC = struct.Struct("<I")
-_TABLES = ("episodes", "tasks", "rows", *SHELVES, "meta")
+_TABLES = ("tasks", "rows", *SHELVES, "meta")
 ROWS_A_BLOCK = 512
 
 Plain = Any  # what msgpack takes
@@ -53,7 +53,6 @@ class Changes:
     data_lsn: int  # LSNs below are in
     control_lsn: int
     shelves: Mapping[str, Sequence[tuple[Plain, Plain]]] = field(default_factory=dict)  # name → (key, value)
-    episodes: Sequence[tuple[str, int]] = ()  # (id, LSN)
     tasks: Sequence[tuple[str, int]] = ()  # (id, lease)
     rows: Sequence[int] = ()  # LSNs
 
@@ -69,6 +68,7 @@ class Index:
             metasync=False, writemap=False, readahead=False, meminit=False,
         )  # fmt: skip
         try:
+            self._env.reader_check()  # a reader that died pins no page
             self._tables = {name: self._env.open_db(name.encode(), dupsort=name == "tasks") for name in _TABLES}
             self.uuid = uuid
             self.data_lsn, self.control_lsn, self.state, self._num_rows = self._read_progress()
@@ -110,10 +110,8 @@ class Index:
         """Apply one cut, whole or not at all, and make it durable. Writing the same again changes nothing."""
         tables = self._tables
         with self._env.begin(write=True) as transaction:
-            for episode_id, lsn in changes.episodes:
-                transaction.put(_id_key(episode_id), _LSN.pack(lsn), db=tables["episodes"])
             for task_id, lease in changes.tasks:
-                transaction.put(_id_key(task_id), _LSN.pack(lease), db=tables["tasks"])
+                transaction.put(_shorten(task_id.encode()), _LSN.pack(lease), db=tables["tasks"])
             for name, entries in changes.shelves.items():
                 for key, value in entries:
                     transaction.put(_key(key), _seal([key, value]), db=tables[name])
@@ -167,16 +165,10 @@ class Index:
                 key, content = _unseal(value)
                 yield key, content
 
-    def find_episode(self, episode_id: str) -> int | None:
-        """LSN of an episode."""
-        with self._env.begin(db=self._tables["episodes"]) as transaction:
-            value = transaction.get(_id_key(episode_id))
-        return None if value is None else int(_LSN.unpack(value)[0])
-
     def find_task(self, task_id: str) -> list[int]:
         """Leases under which a task was handed out, oldest first."""
         with self._env.begin() as transaction, transaction.cursor(db=self._tables["tasks"]) as cursor:
-            if not cursor.set_key(_id_key(task_id)):
+            if not cursor.set_key(_shorten(task_id.encode())):
                 return []
             return [int(_LSN.unpack(value)[0]) for value in cursor.iternext_dup()]
 
@@ -252,15 +244,6 @@ def _unseal(value: bytes) -> Plain:
 def _key(key: Plain) -> bytes:
     """Numbers in their order; anything else as msgpack has it."""
     return _LSN.pack(key) if isinstance(key, int) else _shorten(msgpack.packb(key))
-
-
-def _id_key(text: str) -> bytes:
-    """An id as a key: half as long where it is hexadecimal digits."""
-    try:
-        key = bytes.fromhex(text) if len(text) == 32 else text.encode()
-    except ValueError:
-        key = text.encode()
-    return _shorten(key)
 
 
 def _shorten(key: bytes) -> bytes:

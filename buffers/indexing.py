@@ -37,9 +37,9 @@ class Indexer:
         self.fold: Fold = load(index)
         self.lock = lock
         self._index, self._sync = index, sync
-        self._episodes: list[tuple[str, int]] = []
         self._tasks: list[tuple[str, int]] = []
         self._rows: list[int] = []
+        self._num_recalled = 0
         self._awake, self._stopped, self._failed = Event(), Event(), False
         self._writing = Lock()  # cuts are written in their order
         self._thread = Thread(target=self._run, name="indexer", daemon=True)
@@ -53,7 +53,8 @@ class Indexer:
         """Fold a record met at recovery."""
         self.fold.apply(lsn, record)
         self.note(lsn, record)
-        if len(self._episodes) >= _REBUILD_BATCH:
+        self._num_recalled += 1
+        if self._num_recalled % _REBUILD_BATCH == 0:
             self.flush()
 
     def start(self) -> None:
@@ -69,7 +70,6 @@ class Indexer:
         if self._failed:
             return
         if isinstance(record, Episode):
-            self._episodes.append((record.episode_id, lsn))
             if record.reward is not None:
                 self._rows.append(lsn)
         elif isinstance(record, Task):
@@ -128,11 +128,10 @@ class Indexer:
             data_lsn=fold.data_end,
             control_lsn=fold.control_end,
             shelves=save_shelves(fold),
-            episodes=self._episodes,
             tasks=self._tasks,
             rows=self._rows,
         )
-        self._episodes, self._tasks, self._rows = [], [], []
+        self._tasks, self._rows = [], []
         return changes
 
     def _forget(self, changes: Changes) -> None:
