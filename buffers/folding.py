@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from buffers.codec import decode, encode
+from buffers.codec import decode
 from buffers.fold import Fold
 from buffers.groups import Group, Member, Producer, Stage
 from buffers.index import Index, Plain
@@ -70,7 +70,7 @@ def save_shelves(fold: Fold) -> dict[str, list[tuple[Plain, Plain]]]:
 
 
 def save_state(fold: Fold) -> Plain:
-    """Everything else: as small as what is in flight."""
+    """Everything else: as small as what is in flight. Records stand in it as they are: the index encodes them later."""
     return {
         "counts": [getattr(fold, name) for name in _COUNTS],
         "maps": [dict(getattr(fold, name)) for name in _MAPS],
@@ -80,9 +80,9 @@ def save_state(fold: Fold) -> Plain:
         "positions": [[position, *newest] for position, newest in fold.positions.items()],
         "ahead": sorted(fold.ahead),
         "to_hand_again": sorted(fold.to_hand_again),
-        "branches": [encode(branch) for branch in fold.branches.values()],
-        "open_batches": {lsn: encode(batch) for lsn, batch in fold.open_batches.items()},
-        "checkpoints": [[lsn, encode(checkpoint)] for lsn, checkpoint in fold.checkpoints.values()],
+        "branches": list(fold.branches.values()),
+        "open_batches": dict(fold.open_batches),
+        "checkpoints": list(fold.checkpoints.values()),
     }
 
 
@@ -153,7 +153,7 @@ _NUMBERS: _Shape[Any, Any] = _Shape(_as_it_is, _as_it_is, key=tuple)
 _SHAPES: dict[str, _Shape[Any, Any]] = {
     "groups": _Shape(_pack_group, _unpack_group),
     "producers": _Shape(astuple, lambda plain: Producer(*plain)),
-    "versions": _Shape(encode, lambda plain: cast(Version, decode(Kind.VERSION, plain))),
+    "versions": _Shape(_as_it_is, lambda plain: cast(Version, decode(Kind.VERSION, plain))),
     "version_lsns": _NUMBERS,
     "batch_lsns": _NUMBERS,
     "successes": _Shape(list, lambda plain: tuple(map(tuple, plain))),

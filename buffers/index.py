@@ -26,6 +26,7 @@ import google_crc32c
 import lmdb
 import msgpack
 
+from buffers.codec import encode
 from contracts.errors import StoreError, StoreStoppedError
 
 FORMAT = 2
@@ -37,7 +38,7 @@ _CRC = struct.Struct("<I")
 _TABLES = ("tasks", "rows", *SHELVES, "meta")
 ROWS_A_BLOCK = 512
 
-Plain = Any  # what msgpack takes
+Plain = Any  # what msgpack takes; on the way in, records too
 _OWNED: dict[Path, Index] = {}  # those that this process owns: LMDB opens a folder once in a process
 
 
@@ -230,7 +231,7 @@ class IndexReader:
 
 
 def _seal(content: Plain) -> bytes:
-    body: bytes = msgpack.packb(content)
+    body: bytes = msgpack.packb(content, default=encode)  # a record as its payload
     return _CRC.pack(google_crc32c.value(body)) + body
 
 
