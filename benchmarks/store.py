@@ -119,12 +119,14 @@ def measure_appends(folder: Path, *, num_bytes: int) -> dict[str, float]:
     for name, writer in WRITERS.items():
         for size in (1, 16, BATCH):
             with place(folder) as here, writer(here) as append:
-                some = records[:size]
-                appends = rate(lambda _, append=append, some=some: append(some), seconds=SECONDS)
-                found[f"{name}, batch {size}"] = size * appends
-    with place(folder) as here, opened_log(here) as writer, ThreadPoolExecutor(NUM_PRODUCERS) as pool:
-        found[f"log, {NUM_PRODUCERS} producers"] = measure_producers(writer, records[0], pool)
+                found[f"{name}, batch {size}"] = size * rate(repeat(append, records[:size]), seconds=SECONDS)
+    with place(folder) as here, opened_log(here) as shared, ThreadPoolExecutor(NUM_PRODUCERS) as pool:
+        found[f"log, {NUM_PRODUCERS} producers"] = measure_producers(shared, records[0], pool)
     return found
+
+
+def repeat(append: Append, records: Sequence[bytes]) -> Callable[[int], object]:
+    return lambda _: append(records)
 
 
 def measure_producers(writer: LogWriter, record: bytes, pool: ThreadPoolExecutor) -> float:

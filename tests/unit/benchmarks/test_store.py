@@ -6,23 +6,29 @@ from pathlib import Path
 
 from benchmarks import store, store_growth
 from benchmarks.stores import BATCH, GROUP_SIZE, Life, anonymous_bytes, open_store, sample, time_open
+from contracts.records import Ledger
 
 
 def test_a_life_appends_trains_and_can_be_taken_up_again(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    for steps, create in ((2, True), (3, False)):
-        owner = open_store(folder, create=create)
-        life = Life(owner, record_bytes=400)
-        for _ in range(steps):
-            assert life.play() > 0
-        ledger = owner.ledger()
-        owner.close()
+    live(folder, steps=2, create=True)
+    ledger = live(folder, steps=3, create=False)
     assert (ledger.episodes, ledger.handed, ledger.balanced) == (5 * BATCH, 5 * BATCH // GROUP_SIZE, True)
     assert ledger.quarantined == {}
     assert time_open(folder)["records"] == 5 * BATCH
     numbers = sample(folder)
     assert numbers["rows"] == 5 * BATCH
     assert min(numbers["sample"], numbers["prioritised"]) > 0
+
+
+def live(folder: Path, *, steps: int, create: bool) -> Ledger:
+    owner = open_store(folder, create=create)
+    life = Life(owner, record_bytes=400)
+    for _ in range(steps):
+        assert life.play() > 0
+    ledger = owner.ledger()
+    owner.close()
+    return ledger
 
 
 def test_every_writer_keeps_what_it_was_given(tmp_path: Path) -> None:
