@@ -129,8 +129,8 @@ class StoreMeter:
             self._totals.advance("ratchet_log_commits_total", stats["commits"], log=log)
             self._totals.advance("ratchet_log_records_total", stats["frames"], log=log)
             self._totals.advance("ratchet_log_bytes_total", stats["bytes"], log=log)
-            metrics.set("ratchet_log_commit_seconds", stats["commit_p50_s"], log=log, quantile="0.5")
-            metrics.set("ratchet_log_commit_seconds", stats["commit_p99_s"], log=log, quantile="0.99")
+            metrics.set("ratchet_log_commit_median_seconds", stats["commit_p50_s"], log=log)
+            metrics.set("ratchet_log_commit_tail_seconds", stats["commit_p99_s"], log=log)
             metrics.set("ratchet_log_watermark_lag_bytes", status[f"{log}_lag_bytes"], log=log)
             if stats["commits"] > self._syncs.get(log, 0.0):
                 self._syncs[log] = stats["commits"]

@@ -133,13 +133,8 @@ _STORE = (
     _counter("ratchet_log_commits_total", "commits", "Group commits.", log=LOGS),
     _counter("ratchet_log_records_total", "records", "Records appended. Over commits: the size of a batch.", log=LOGS),
     _counter("ratchet_log_bytes_total", "bytes", "Bytes appended.", log=LOGS),
-    _gauge(
-        "ratchet_log_commit_seconds",
-        "seconds",
-        "Wall time of the newest thousand group commits, gathering, writing and syncing.",
-        log=LOGS,
-        quantile=("0.5", "0.99"),
-    ),
+    _gauge("ratchet_log_commit_median_seconds", "seconds", "Median of the newest thousand group commits.", log=LOGS),
+    _gauge("ratchet_log_commit_tail_seconds", "seconds", "99th percentile of the same.", log=LOGS),
     _histogram("ratchet_log_sync_seconds", "Wall time of one fdatasync.", _SYNC_BUCKETS, log=LOGS),
     _gauge("ratchet_log_watermark_lag_bytes", "bytes", "Bytes appended and not yet known durable.", log=LOGS),
 )
