@@ -218,9 +218,9 @@ FAULTS = (
     ),
     Fault(
         "an index ahead of the log is trusted",
-        "buffers/index.py",
-        "                if index.data_lsn <= data_end and index.control_lsn <= control_end:\n",
-        "                if True:\n",
+        "buffers/owner.py",
+        "        if index.data_lsn > data.end_lsn or index.control_lsn > control.end_lsn:\n",
+        "        if False:\n",
         "tests/unit/buffers/test_index.py::test_an_index_ahead_of_the_log_is_built_again",
     ),
     Fault(
@@ -233,7 +233,7 @@ FAULTS = (
     Fault(
         "a sequence number is accepted twice",
         "buffers/intake.py",
-        "        return producer.lsns.get(episode.seq)\n",
+        "        return lsns.get(episode.seq) if epoch == episode.producer_epoch else None\n",
         "        return None\n",
         "tests/unit/buffers/test_owner.py::test_a_second_copy_is_told_the_first_ones_lsn",
     ),
