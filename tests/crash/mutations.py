@@ -97,7 +97,7 @@ FAULTS = (
     Fault(
         "the last frame of a sealed segment is dropped",
         "buffers/log/recovery.py",
-        "        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end, uuid=uuid):\n",
+        "        for item in walk(fd, start_lsn=start_lsn, begin=begin, end=end, uuid=uuid):\n",
         "        for item in walk(fd, start_lsn=start_lsn, begin=start_lsn, end=end - 8, uuid=uuid):\n",
         f"{LOG}/test_round_trip.py::test_what_is_appended_is_read_back_over_several_openings",
     ),
