@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from buffers.archive import Archived
 from contracts.records import Episode, Fault, Guard, Ledger, Served
 from loops.update import Progress
 from telemetry.exporter import Exporter
@@ -115,7 +116,7 @@ class StoreMeter:
         self._metrics, self._totals = metrics, Totals(metrics)
         self._syncs: dict[str, float] = {}
 
-    def __call__(self, status: Mapping[str, Any], ledger: Ledger) -> None:
+    def __call__(self, status: Mapping[str, Any], ledger: Ledger, archived: Archived | None) -> None:
         metrics = self._metrics
         metrics.set("ratchet_groups_ready", ledger.ready)
         metrics.set("ratchet_groups_in_flight", ledger.in_flight)
@@ -124,6 +125,9 @@ class StoreMeter:
             metrics.set("ratchet_tasks_ended", tasks, disposition=disposition)
         for fault in Fault:
             metrics.set("ratchet_episodes_quarantined", ledger.quarantined.get(fault.value, 0), fault=fault.value)
+        kept = (archived.data_lsn, archived.control_lsn) if archived else (0, 0)
+        metrics.set("ratchet_archive_lag_bytes", status["data_lsn"] + status["control_lsn"] - sum(kept))
+        metrics.set("ratchet_archive_timestamp_seconds", archived.wall_time if archived else 0.0)
         for log in ("data", "control"):
             stats = status[log]
             self._totals.advance("ratchet_log_commits_total", stats["commits"], log=log)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from actors.measure import StoreMeter
 from actors.process import Process, group, reachable, refusing
+from buffers.archive import archive, read_archived
 from buffers.log.files import write_durably
 from buffers.owner import StoreOwner
 from buffers.reading import Records
 from configs.schema import RunConfig
+from contracts.errors import RatchetError
 from contracts.protocols import BatchRequest
 from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
 from loops.tasks import task_source
@@ -20,6 +24,7 @@ from loops.tasks import task_source
 if TYPE_CHECKING:
     from serving.server import StoreServer
 
+log = logging.getLogger(__name__)
 SERVING_FILE = "serving.json"  # in the run's folder while the store is served over gRPC: where
 
 
@@ -33,12 +38,16 @@ class StoreActor(Process):
     def __init__(self, config: RunConfig, folder: str, uuid: str, token: str | None = None) -> None:
         super().__init__("store", config=config, folder=Path(folder))
         self._measure = StoreMeter(self.metrics)
+        self._folder = Path(folder)
         self._owner = StoreOwner.open(
             Path(folder) / "store", uuid=uuid, config=config, source=task_source(config), take_over=True
         )
         self._address_file = Path(folder) / SERVING_FILE
         self._address_file.unlink(missing_ok=True)
         self._server = self._open_server(config, Path(folder) / "store", token) if config.serving.enabled else None
+        if config.archive.uri is not None:
+            archiving = (config.archive.uri, config.archive.every_s)
+            Thread(target=self._archive, args=archiving, name="archive", daemon=True).start()
 
     def _open_server(self, config: RunConfig, folder: Path, token: str | None) -> StoreServer:
         from serving.exposure import join_address
@@ -54,6 +63,15 @@ class StoreActor(Process):
         where = {"address": join_address(reachable(server.host), server.port), "tls": server.is_secure}
         write_durably(self._address_file, (json.dumps(where) + "\n").encode())
         return server
+
+    def _archive(self, uri: str, every_s: float) -> None:
+        """Again and again, on a thread of its own. A place that does not answer costs nothing but the metric."""
+        while not self.stopping.wait(every_s):
+            try:
+                done = archive(self._folder, uri)
+                log.info("archived", extra={"detail": f"{done.num_sent} objects, {done.num_bytes} bytes to {uri}"})
+            except (RatchetError, OSError) as error:
+                log.error("the archive was not brought up to date", extra={"detail": repr(error)})
 
     @group("data")
     def attach(self, producer: str) -> int:
@@ -96,7 +114,7 @@ class StoreActor(Process):
     @group("control")
     def status(self) -> Mapping[str, Any]:
         status, ledger = self._owner.status(), self._owner.ledger()
-        self._measure(status, ledger)
+        self._measure(status, ledger, read_archived(self._folder / "store"))
         return {**status, "episodes": ledger.episodes, "ready": ledger.ready}
 
     @group("control")

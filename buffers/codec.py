@@ -43,7 +43,7 @@ _CLASSES: dict[int, type[Record]] = {
     for record in (
         records.Task, records.Episode, records.Feedback, records.Quarantined, records.Session, records.Batch,
         records.Version, records.Served, records.Guard, records.Checkpoint, records.Branch, records.Skip,
-        records.Closed, records.Failure, records.Evaluation,
+        records.Closed, records.Failure, records.Evaluation, records.Erased,
     )
 }  # fmt: skip
 

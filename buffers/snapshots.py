@@ -14,13 +14,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from buffers.log.files import sync_folder, sync_tree
+from buffers.log.files import sync_folder, sync_tree, write_durably
+from buffers.log.lineage import LINEAGE
 from buffers.log.reader import LogReader
 from buffers.view import StoreView
 from contracts.errors import FormatError, RunFolderError, UserError
@@ -57,7 +58,7 @@ def create(run_folder: Path, name: str) -> Path:
 
     Raises UserError on a name that is no plain name, or taken; RunFolderError where there is no run.
     """
-    _check_name(name)
+    check_name(name)
     final = run_folder / _FOLDER / name
     if final.exists():
         raise UserError(f"a snapshot named {name}", f"{final} is there already", "choose another name")
@@ -69,7 +70,7 @@ def create(run_folder: Path, name: str) -> Path:
     draft.mkdir(parents=True)
     try:
         described = _fill(draft, run_folder, name)
-        (draft / MANIFEST).write_text(json.dumps({"format": FORMAT, **asdict(described)}, indent=1) + "\n")
+        write_manifest(draft, described)
         sync_tree(draft)
         draft.rename(final)
     except BaseException:
@@ -81,41 +82,95 @@ def create(run_folder: Path, name: str) -> Path:
 
 def list_all(run_folder: Path) -> list[Snapshot]:
     """The snapshots of a run, oldest first."""
+    return sorted((read(path) for path in find_folders(run_folder)), key=lambda one: one.created)
+
+
+def find_folders(run_folder: Path) -> list[Path]:
+    """The folders of a run's snapshots, by name."""
     folder = run_folder / _FOLDER
-    paths = [path for path in folder.iterdir() if (path / MANIFEST).is_file()] if folder.is_dir() else []
-    return sorted((read(path) for path in paths if not path.name.startswith(".")), key=lambda one: one.created)
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if not path.name.startswith(".") and (path / MANIFEST).is_file()]
+
+
+def renew(path: Path, members: Sequence[str]) -> bool:
+    """Let the manifest say what these of its files are now; whether that is news."""
+    described = read(path)
+    files = described.files | {member: hash_file(path / member) for member in members}
+    if files == described.files:
+        return False
+    write_manifest(path, replace(described, files=files))
+    return True
 
 
 def read(path: Path) -> Snapshot:
     """Its manifest. Raises RunFolderError where `path` is no snapshot, FormatError on an unknown format."""
     try:
-        described: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        format_ = described.pop("format")
-        if format_ != FORMAT:
-            raise FormatError(f"{path / MANIFEST}: format {format_}; this code reads {FORMAT}")
-        return Snapshot(**{**described, "checkpoints": tuple(described["checkpoints"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        described = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"the snapshot {path}", f"{MANIFEST} does not read: {error}", "take a new one") from error
+    return from_json(described, place=str(path / MANIFEST))
+
+
+def from_json(described: dict[str, Any], *, place: str) -> Snapshot:
+    """What a manifest says. Raises RunFolderError where it is none, FormatError on an unknown format."""
+    try:
+        format_ = described["format"]
+        if format_ != FORMAT:
+            raise FormatError(f"{place}: format {format_}; this code reads {FORMAT}")
+        fields = {name: value for name, value in described.items() if name != "format"}
+        return Snapshot(**{**fields, "checkpoints": tuple(fields["checkpoints"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"the snapshot {place}", f"it does not read: {error}", "take a new one") from error
+
+
+def to_json(described: Snapshot) -> dict[str, Any]:
+    """A manifest."""
+    return {"format": FORMAT, **asdict(described)}
+
+
+def find(run_folder: Path, name: str) -> Path:
+    """The folder of the snapshot `name`. Raises UserError where there is none."""
+    check_name(name)
+    path = run_folder / _FOLDER / name
+    if not (path / MANIFEST).is_file():
+        known = ", ".join(folder.name for folder in find_folders(run_folder)) or "it has none"
+        raise UserError(f"the snapshot {name} of {run_folder.name}", f"there is none of that name: {known}", "name one")
+    return path
+
+
+def delete(run_folder: Path, name: str) -> None:
+    """Remove a snapshot. What it shares with the run and with branches stays theirs."""
+    path = find(run_folder, name)
+    gone = path.with_name(f".{name}.{os.getpid()}.gone")
+    path.rename(gone)
+    sync_folder(path.parent)
+    shutil.rmtree(gone)
 
 
 def verify(path: Path) -> Snapshot:
     """Compare every file with the manifest. Raises RunFolderError naming those that are missing, changed, or added."""
     described = read(path)
     for member in described.files:
-        _check_member(path, member)
+        check_member(path, member)
     found = {member for member in _walk(path) if member != MANIFEST}
     faults = [f"{member} is missing" for member in sorted(described.files.keys() - found)]
     faults += [f"{member} is not of the snapshot" for member in sorted(found - described.files.keys())]
     faults += [
         f"{member} was changed"
         for member, digest in sorted(described.files.items())
-        if member in found and _hash(path / member) != digest
+        if member in found and hash_file(path / member) != digest
     ]
     if faults:
         raise RunFolderError(
             f"the snapshot {path}", "; ".join(faults[:10]), "restore it from a copy, or take a new one"
         )
     return described
+
+
+def write_manifest(path: Path, described: Snapshot) -> None:
+    """Durably."""
+    text = json.dumps(to_json(described), indent=1) + "\n"
+    write_durably(path / MANIFEST, text.encode())
 
 
 # ---------------------------------------------------------------------------------------------- filling
@@ -125,7 +180,7 @@ def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
     store = run_folder / "store"
     view = StoreView.open(store)  # its marks: control's was read before data's
     files = {
-        member: _copy(run_folder / member, draft / member)
+        member: copy(run_folder / member, draft / member)
         for member in ("config.yaml", "manifest.json", "store/store.json")
     }
     files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
@@ -151,14 +206,16 @@ def _keep_log(source: Path, target: Path, *, end: int, draft: Path) -> dict[str,
     """The segments of a log up to LSN `end`: whole sealed ones by link, the one that `end` cuts as a copy."""
     target.mkdir(parents=True)
     files = {}
+    if (source / LINEAGE).is_file():
+        files[(target / LINEAGE).relative_to(draft).as_posix()] = copy(source / LINEAGE, target / LINEAGE)
     for segment in LogReader(source).segments():
         if segment.start_lsn >= end:
             break
         kept = target / segment.path.name
         if segment.sealed and segment.end_lsn <= end:
-            digest = _link(segment.path, kept)
+            digest = link(segment.path, kept)
         else:
-            digest = _copy(segment.path, kept, num_bytes=end - segment.start_lsn)
+            digest = copy(segment.path, kept, num_bytes=end - segment.start_lsn)
         files[kept.relative_to(draft).as_posix()] = digest
     return files
 
@@ -172,7 +229,7 @@ def _keep_checkpoints(view: StoreView, run_folder: Path, draft: Path, files: dic
     records = [record for _, record in view.decisions(kinds=[Kind.CHECKPOINT]) if isinstance(record, Checkpoint)]
     kept: list[str] = []
     for record in [*records[:1], *reversed(records[1:])]:
-        _check_member(run_folder, record.folder)
+        check_member(run_folder, record.folder)
         try:
             files |= _link_tree(run_folder, record.folder, draft)
         except FileNotFoundError:
@@ -196,25 +253,25 @@ def _link_tree(root: Path, member: str, draft: Path) -> dict[str, str]:
     files = {}
     for inner in list(_walk(folder)):
         path = f"{member}/{inner}"
-        files[path] = _link(root / path, draft / path)
+        files[path] = link(root / path, draft / path)
     return files
 
 
-def _link(source: Path, target: Path) -> str:
+def link(source: Path, target: Path) -> str:
     """Hard-link a file that never changes again, or copy what cannot be linked; its sha256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
-        return _copy(source, target)
+        return copy(source, target)
     try:
         target.hardlink_to(source)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        return _copy(source, target)
-    return _hash(target)
+        return copy(source, target)
+    return hash_file(target)
 
 
-def _copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
+def copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
     """Copy a file, or its first bytes; the copy's sha256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -230,7 +287,7 @@ def _copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"a snapshot named {name!r}",
@@ -239,7 +296,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_member(root: Path, member: str) -> None:
+def check_member(root: Path, member: str) -> None:
     """Raises UserError where a path that a file or record names leads out of `root`, by dots or by links."""
     path = PurePosixPath(member)
     plain = not path.is_absolute() and ".." not in path.parts and bool(path.parts) and "\0" not in member
@@ -260,6 +317,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

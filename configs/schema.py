@@ -228,6 +228,13 @@ class Replay(Section):
     source: Literal["success", "failure"] = "success"  # failure: a control that replays what did not succeed
 
 
+class Archive(Section):
+    """Where the run is kept beside this disk. Also by hand: `ratchet store archive`."""
+
+    uri: str | None = _free(None)  # s3://bucket/prefix, gs://…, file:///folder; secrets from the environment. None: not
+    every_s: float = _free(600.0, gt=0)
+
+
 class CheckpointRule(Section):
     every_steps: int = _free(20, ge=1)
     keep: int = _free(2, ge=1)  # newest ones, beside genesis
@@ -292,6 +299,7 @@ class RunConfig(Section):
     rollout: Rollout = Rollout()
     store: Store = Store()
     replay: Replay = Replay()
+    archive: Archive = Archive()
     checkpoint: CheckpointRule = CheckpointRule()
     evaluate: Evaluate = Evaluate()
     metrics: Metrics = Metrics()

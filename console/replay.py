@@ -55,11 +55,13 @@ def replay(
     from actors.offline import replay_run
 
     steps = replay_run(folder, until=until, on_step=_ignore if as_json else _show)
-    unequal = [step for step in steps if not step.equal]
+    unequal = [step for step in steps if not step.equal and not step.lost]
+    lost = [step.step for step in steps if step.lost]
     if as_json:
         typer.echo(json.dumps(_report(folder, steps)))
     elif not unequal:
-        typer.echo(f"{len(steps)} steps, every one equal")
+        rest = f"; {len(lost)} not rebuildable, since experience of them was erased" if lost else ""
+        typer.echo(f"{len(steps) - len(lost)} steps, every one equal{rest}")
     if unequal:
         first = unequal[0]
         raise ReplayMismatchError(
@@ -194,12 +196,16 @@ def _report(folder: Path, steps: list[ReplayedStep]) -> dict[str, object]:
         "run": folder.name,
         "steps": len(steps),
         "equal": sum(step.equal for step in steps),
-        "unequal": [step.step for step in steps if not step.equal],
+        "unequal": [step.step for step in steps if not step.equal and not step.lost],
+        "lost": [step.step for step in steps if step.lost],
         "hashes": {step.step: step.computed for step in steps},
     }
 
 
 def _show(step: ReplayedStep) -> None:
+    if step.lost:
+        typer.echo(f"step {step.step}  version {step.version}  not rebuildable: its experience was erased")
+        return
     verdict = "equal" if step.equal else f"DIFFERS: logged {step.logged[:16]}"
     typer.echo(f"step {step.step}  version {step.version}  {step.computed[:16]}  {verdict}")
 

@@ -1,16 +1,20 @@
-"""`ratchet store`: what lies in a run's experience store, and whether it is whole."""
+"""`ratchet store`: what lies in a run's experience store, whether it is whole, and where else it is kept."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
+from configs.loader import load
 from console.bars import bar
 from console.run_folder import resolve
 from console.status import describe_faults
+from contracts.errors import UserError
 
 if TYPE_CHECKING:
     from buffers.inspection import Contents, LogContents
@@ -65,6 +69,136 @@ def ask(
     widths = [max(len(line[place]) for line in lines) for place in range(len(found.columns))]
     for line in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Read every byte of the store and its snapshots; exit code 1 where something is not as it should be."""
+    from buffers.verification import verify as look
+
+    folder = resolve(run)
+    with bar("verifying", quiet=as_json) as advance:
+        found = look(folder, on_progress=advance)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        for defect in found.defects:
+            where = defect.place if defect.lsn is None else f"{defect.place} LSN {defect.lsn}"
+            typer.echo(f"{where}: {defect.text}")
+        verdict = f"{len(found.defects)} DEFECTS" if found.defects else "whole"
+        typer.echo(
+            f"{found.num_records:,} records in {found.num_bytes / 2**20:,.1f} MiB and {found.num_snapshots} snapshots: "
+            f"{verdict}"
+        )
+    if found.defects:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    run: Run,
+    sources: Annotated[
+        list[Path] | None, typer.Option("--from", metavar="FOLDER", help="Another copy of the run. Repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mend damaged segments of a run that is not running from its snapshots; what was there is kept aside."""
+    from buffers.repair import repair as mend
+
+    folder = resolve(run)
+    with bar("repairing", quiet=as_json) as advance:
+        done = mend(folder, sources=[source.absolute() for source in sources or []], on_progress=advance)
+    if as_json:
+        typer.echo(json.dumps(asdict(done), default=str))
+        return
+    for log, start, end in done.mended:
+        typer.echo(f"mended: {log} LSN {start} to {end}")
+    for path in done.kept:
+        typer.echo(f"  what was there is kept: {path}")
+    for log, start, end in done.lost:
+        typer.echo(f"lost: {log} LSN {start} to {end}: no other copy has it; name one: --from FOLDER")
+    if not done.mended and not done.lost:
+        typer.echo("nothing is damaged")
+
+
+@app.command()
+def erase(
+    run: Run,
+    episodes: Annotated[list[str] | None, typer.Option("--episode", metavar="ID", help="Repeatable.")] = None,
+    lsns: Annotated[list[int] | None, typer.Option("--lsn", help="Of an episode. Repeatable.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", metavar="ID", help="All that came of it. Repeatable.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Goes into the log.")] = "not given",
+    as_json: AsJson = False,
+) -> None:
+    """Take the contents of episodes out of the store of a run that is not running, and of its snapshots, for good."""
+    from buffers.erasure import Choice
+    from buffers.erasure import erase as blank
+
+    folder = resolve(run)
+    choice = Choice(episodes=frozenset(episodes or ()), lsns=frozenset(lsns or ()), tasks=frozenset(tasks or ()))
+    with bar("searching", quiet=as_json) as advance:
+        done = blank(folder, choice, reason=reason, on_progress=advance)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    typer.echo(
+        f"erased: {len(done.lsns)} records; "
+        f"{done.num_segments} segments and {done.num_snapshots} snapshots were changed"
+    )
+    if done.versions:
+        typer.echo(f"not rebuildable from now on: versions {', '.join(map(str, done.versions))}")
+
+
+@app.command()
+def archive(
+    run: Run,
+    to: Annotated[
+        str | None, typer.Option(metavar="URI", help="s3://…, gs://…, or a folder; default: archive.uri of the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send what a run's archive lacks: sealed segments, checkpoints, the base model. The run may live."""
+    from buffers.archive import archive as send
+
+    folder = resolve(run)
+    uri = to or load(folder / "config.yaml").archive.uri
+    if uri is None:
+        raise UserError(f"archive {folder.name}", "no place is named", "--to URI, or archive.uri in the configuration")
+    with bar("sending", quiet=as_json) as advance:
+        done = send(folder, uri, on_progress=advance)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    typer.echo(
+        f"{uri}: {done.num_sent} objects of {done.num_bytes / 2**20:,.1f} MiB sent; "
+        f"whole up to data LSN {done.data_lsn:,}, control LSN {done.control_lsn:,}"
+    )
+
+
+@app.command()
+def restore(
+    uri: Annotated[str, typer.Argument(metavar="URI")],
+    new: Annotated[str, typer.Option("--as", metavar="RUN", help="Name of a new run under runs/, or a path.")],
+    store: Annotated[str | None, typer.Option(metavar="UUID", help="Where the archive has several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A new run from an archive, on a machine that has nothing of it."""
+    from buffers.archive import restore as fetch
+
+    place = (Path("runs") / new if new == Path(new).name else Path(new)).absolute()
+    try:
+        wanted = None if store is None else UUID(store)
+    except ValueError:
+        raise UserError(f"the store {store}", "that is no UUID", "name a folder of the archive") from None
+    with bar("fetching", quiet=as_json) as advance:
+        uuid = fetch(uri, place, uuid=wanted, on_progress=advance)
+    if as_json:
+        typer.echo(json.dumps({"run": place.name, "folder": str(place), "store_uuid": str(uuid)}))
+        return
+    typer.echo(f"run {place.name}: {place}")
+    typer.echo(f"go on with: ratchet resume {place}")
 
 
 def _show(value: object) -> str:

@@ -46,6 +46,7 @@ class Kind(IntEnum):
     CLOSED = 72
     FAILURE = 73
     EVALUATION = 74
+    ERASED = 76
 
 
 class Purpose(str, Enum):
@@ -382,8 +383,23 @@ class Evaluation:
     wall_time: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """The contents of these records of the data log are gone for good: what is left says who, when and how rewarded.
+
+    Written before they are taken out. A version whose batch names one of them cannot be computed again.
+    """
+
+    KIND: ClassVar[Kind] = Kind.ERASED
+    lsns: tuple[int, ...]
+    reason: str
+    wall_time: float = 0.0
+
+
 DataRecord = Task | Episode | Feedback | Quarantined
-ControlRecord = Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation
+ControlRecord = (
+    Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation | Erased
+)
 Record = DataRecord | ControlRecord
 
 

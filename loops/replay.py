@@ -5,14 +5,14 @@ Needs the run's folder (or a snapshot of it) and a learner; no engine, no enviro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from contracts.errors import ReplayMismatchError, RunFolderError
 from contracts.protocols import Learner
-from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Skip, Version
+from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Erased, Skip, Version
 
 
 class History(Protocol):
@@ -25,13 +25,17 @@ class History(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayedStep:
-    """One step computed again. `version` is the logged one that it is compared with."""
+    """One step computed again. `version` is the logged one that it is compared with.
+
+    `lost`: it could not be, since episodes of it, or of a step before it, were erased; `computed` is then empty.
+    """
 
     step: int
     version: int
     batch_lsn: int
     logged: str
     computed: str
+    lost: bool = False
 
     @property
     def equal(self) -> bool:
@@ -49,15 +53,30 @@ def replay(
     """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError.
 
     After a step that differs the next kept checkpoint is loaded: one difference does not make all later steps differ.
+    The same after a step whose episodes were erased; those up to that checkpoint are told as lost.
     """
     records = history.decisions()
     start = _load(records, folder=folder, learner=learner, newest_up_to=None)
     checkpoints = {checkpoint.step: checkpoint for checkpoint in kept_checkpoints(records, folder=folder)}
+    versions, erased = _versions_by_batch(records), erased_lsns(records)
     steps: list[ReplayedStep] = []
-    for step in _fold(history, records, learner=learner, after=start.step, until=until):
+    stands_at = start.step  # the step whose state the learner has
+    for lsn, batch in computed_batches(records, after=start.step, until=until):
+        before = checkpoints.get(batch.step - 1)
+        if stands_at != batch.step - 1 and before is not None:
+            learner.load(str(folder / before.folder), before.state_hash)
+            stands_at = before.step
+        if stands_at != batch.step - 1 or _is_erased(batch, erased):
+            logged = versions[lsn][0]
+            step = ReplayedStep(
+                step=batch.step, version=logged.version, batch_lsn=lsn, logged=logged.root_hash, computed="", lost=True
+            )
+        else:
+            step = _compute(history, learner, lsn, batch, versions[lsn])
+            stands_at = batch.step
         steps.append(step)
         on_step(step)
-        if not step.equal and step.step in checkpoints:
+        if not step.equal and not step.lost and step.step in checkpoints:
             learner.load(str(folder / checkpoints[step.step].folder), checkpoints[step.step].state_hash)
     return steps
 
@@ -65,8 +84,8 @@ def replay(
 def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -> Version:
     """Bring `learner` to `version` from the newest checkpoint at or below it.
 
-    Raises RunFolderError where the log has no such version or no checkpoint is left, ReplayMismatchError where this
-    machine computes other bits than the log has.
+    Raises RunFolderError where the log has no such version, no checkpoint is left, or episodes that it takes were
+    erased; ReplayMismatchError where this machine computes other bits than the log has.
     """
     records = history.decisions()
     versions = {record.version: record for _, record in records if isinstance(record, Version)}
@@ -78,8 +97,10 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
         )
     wanted = versions[version]
     start = _load(records, folder=folder, learner=learner, newest_up_to=wanted.step)
-    for _ in _fold(history, records, learner=learner, after=start.step, until=wanted.step):
-        pass
+    made, erased = _versions_by_batch(records), erased_lsns(records)
+    for lsn, batch in computed_batches(records, after=start.step, until=wanted.step):
+        refuse_erased(batch, erased, folder=folder)
+        _compute(history, learner, lsn, batch, made[lsn])
     if learner.root_hash() != wanted.root_hash:
         raise ReplayMismatchError(
             f"version {version} was {wanted.root_hash[:16]}, this machine computes {learner.root_hash()[:16]}: "
@@ -88,30 +109,42 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
     return wanted
 
 
-def _fold(
-    history: History,
-    records: Sequence[tuple[int, ControlRecord]],
-    *,
-    learner: Learner,
-    after: int,
-    until: int | None,
-) -> Iterator[ReplayedStep]:
-    """A batch that was computed twice with other bits (another machine, another thread count) has several versions;
-    the step is equal when the computed hash is that of any of them."""
+def erased_lsns(records: Sequence[tuple[int, ControlRecord]]) -> set[int]:
+    """LSNs of the episodes whose contents are gone for good."""
+    return {lsn for _, record in records if isinstance(record, Erased) for lsn in record.lsns}
+
+
+def refuse_erased(batch: Batch, erased: set[int], *, folder: Path) -> None:
+    """Raises RunFolderError where a batch cannot be computed again."""
+    if _is_erased(batch, erased):
+        gone = sum(row.episode_lsn in erased for row in batch.rows)
+        raise RunFolderError(
+            f"step {batch.step} of {folder.name} again",
+            f"{gone} of its {len(batch.rows)} episodes were erased, so no version can be computed from it",
+            "take a version from a checkpoint that was kept at or after that step",
+        )
+
+
+def _is_erased(batch: Batch, erased: set[int]) -> bool:
+    return any(row.episode_lsn in erased for row in batch.rows)
+
+
+def _versions_by_batch(records: Sequence[tuple[int, ControlRecord]]) -> dict[int, list[Version]]:
+    """A batch that was computed twice with other bits (another machine, another thread count) has several versions."""
     versions: dict[int, list[Version]] = {}
     for _, record in records:
         if isinstance(record, Version):
             versions.setdefault(record.batch_lsn, []).append(record)
-    for lsn, batch in computed_batches(records, after=after, until=until):
-        result = learner.step(batch, history.episodes([row.episode_lsn for row in batch.rows]))
-        match = next((made for made in versions[lsn] if made.root_hash == result.root_hash), versions[lsn][0])
-        yield ReplayedStep(
-            step=batch.step,
-            version=match.version,
-            batch_lsn=lsn,
-            logged=match.root_hash,
-            computed=result.root_hash,
-        )
+    return versions
+
+
+def _compute(history: History, learner: Learner, lsn: int, batch: Batch, versions: Sequence[Version]) -> ReplayedStep:
+    """One step; it is equal when the computed hash is that of any of its versions."""
+    result = learner.step(batch, history.episodes([row.episode_lsn for row in batch.rows]))
+    match = next((made for made in versions if made.root_hash == result.root_hash), versions[0])
+    return ReplayedStep(
+        step=batch.step, version=match.version, batch_lsn=lsn, logged=match.root_hash, computed=result.root_hash
+    )
 
 
 def computed_batches(

@@ -130,6 +130,12 @@ _STORE = (
         "Episodes that no learner may read, since the run began, by what is wrong with them.",
         fault=tuple(fault.value for fault in Fault),
     ),
+    _gauge(
+        "ratchet_archive_lag_bytes",
+        "bytes",
+        "Bytes of both logs that no archive has: what the loss of this disk would lose.",
+    ),
+    _gauge("ratchet_archive_timestamp_seconds", "seconds since 1970", "Of the newest moment in the archive; 0: none."),
     _counter("ratchet_log_commits_total", "commits", "Group commits.", log=LOGS),
     _counter("ratchet_log_records_total", "records", "Records appended. Over commits: the size of a batch.", log=LOGS),
     _counter("ratchet_log_bytes_total", "bytes", "Bytes appended.", log=LOGS),

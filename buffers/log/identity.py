@@ -115,7 +115,7 @@ def _claim(folder: Path, *, uuid: UUID, take_over: bool) -> Claim:
                 raise StoreBusyError(f"{folder}: {holder} is gone, but a child of it, or another owner, holds the lock")
         _write_holder(fd)
         epoch = _read_epoch(folder) + 1
-        write_durably(folder / "epoch", f"{epoch}\n".encode())
+        write_epoch(folder, epoch)
     except BaseException:
         os.close(fd)
         raise
@@ -179,6 +179,11 @@ def _kill(holder: Holder | None, *, folder: Path) -> None:
         return  # it went by itself just now
     finally:
         os.close(process)
+
+
+def write_epoch(folder: Path, epoch: int) -> None:
+    """Durably: claims from here on get larger ones."""
+    write_durably(folder / "epoch", f"{epoch}\n".encode())
 
 
 def _read_epoch(folder: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from buffers.log.frames import FIRST_DIGEST, Frame, RawFrame
+from buffers.log.lineage import Lineage, lineage_of, read_lineage
 from buffers.log.recovery import examine
 from buffers.log.segments import Gap, Segment, list_starts, name_segment, read_frame, read_schema, walk
 from buffers.log.watermark import read_watermark
@@ -28,11 +29,16 @@ class LogReader:
         self._starts = list_starts(folder) if folder.is_dir() else []
         if not self._starts:
             raise StoreIdentityError(f"{folder}: there is no log here")
-        schemas = (read_schema(name_segment(folder, start), start_lsn=start, uuid=store_uuid) for start in self._starts)
+        known = read_lineage(folder) if store_uuid is None else lineage_of(folder, store_uuid)
+        schemas = (
+            read_schema(name_segment(folder, start), start_lsn=start, uuid=known and known.at(start))
+            for start in self._starts
+        )
         schema = next((schema for schema in schemas if schema is not None), None)
         if schema is None:
             raise RotError(f"{folder}: no segment has a readable head")
-        self.uuid, self.chained = schema.uuid, schema.chained
+        self.lineage = known or Lineage(schema.uuid)
+        self.uuid, self.chained = self.lineage.uuid, schema.chained
         self._watermark_lsn = 0
         self._settled_lsn: int | None = None  # where a log without a watermark file ends
 
@@ -98,7 +104,8 @@ class LogReader:
             if begin >= limit:
                 continue
             with _opened(segment.path) as fd:
-                span = walk(fd, start_lsn=segment.start_lsn, begin=begin, end=segment.end_lsn, uuid=self.uuid)
+                uuid = self.lineage.at(segment.start_lsn)
+                span = walk(fd, start_lsn=segment.start_lsn, begin=begin, end=segment.end_lsn, uuid=uuid)
                 for item in span:
                     if (item.start if isinstance(item, Gap) else item.header.lsn) >= limit:
                         break
@@ -111,7 +118,7 @@ class LogReader:
         start_lsn = self._starts[index - 1]
         end = self._starts[index] if index < len(self._starts) else self._watermark_lsn
         with _opened(name_segment(self._folder, start_lsn)) as fd:
-            return read_frame(fd, lsn, start_lsn=start_lsn, end=end, uuid=self.uuid)
+            return read_frame(fd, lsn, start_lsn=start_lsn, end=end, uuid=self.lineage.at(start_lsn))
 
 
 def verify_chain(reader: LogReader) -> int:

@@ -21,6 +21,7 @@ from uuid import UUID
 
 from buffers.log.files import find_data_end, sync_folder, write_durably
 from buffers.log.frames import FIRST_DIGEST, MORE, RawFrame
+from buffers.log.lineage import Lineage, lineage_of
 from buffers.log.segments import Gap, list_starts, name_segment, read_frame, read_schema, walk
 from buffers.log.watermark import Watermark, read_boot_id, read_watermark
 from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError, is_disk_full
@@ -114,12 +115,13 @@ def examine(
     starts = list_starts(folder) if folder.is_dir() else []
     if not starts:
         raise StoreIdentityError(f"{folder}: there is no log here")
-    starts, begin_lsn = _take_up(folder, starts, known_lsn=known_lsn, uuid=uuid)
+    lineage = lineage_of(folder, uuid)
+    starts, begin_lsn = _take_up(folder, starts, known_lsn=known_lsn, lineage=lineage)
     mark = read_watermark(folder)
     if mark is not None and mark.uuid != uuid:
         mark = None
     for start_lsn in starts:  # identity and versions first, all of them
-        schema = read_schema(name_segment(folder, start_lsn), start_lsn=start_lsn, uuid=uuid)
+        schema = read_schema(name_segment(folder, start_lsn), start_lsn=start_lsn, uuid=lineage.at(start_lsn))
         if schema is None:
             continue
         if log_name is not None and schema.log_name != log_name:
@@ -130,7 +132,8 @@ def examine(
     data_end_lsn = starts[0]
     for start_lsn, limit_lsn in _pair_limits(starts):
         begin = max(start_lsn, begin_lsn)
-        data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn, uuid=uuid)
+        own = lineage.at(start_lsn)
+        data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn, uuid=own)
     return _judge(walker, starts=starts, data_end_lsn=data_end_lsn, mark=mark)
 
 
@@ -139,7 +142,7 @@ def _pair_limits(starts: list[int]) -> list[tuple[int, int | None]]:
     return list(zip(starts, [*starts[1:], None], strict=True))
 
 
-def _take_up(folder: Path, starts: list[int], *, known_lsn: int, uuid: UUID) -> tuple[list[int], int]:
+def _take_up(folder: Path, starts: list[int], *, known_lsn: int, lineage: Lineage) -> tuple[list[int], int]:
     """The segments to read, and the LSN to begin at: the record known last, for the chain of hashes goes on from it.
 
     Where there is none, it is damaged, or the segment's head is, everything is read.
@@ -148,7 +151,7 @@ def _take_up(folder: Path, starts: list[int], *, known_lsn: int, uuid: UUID) -> 
     first = bisect_right(starts, lsn) - 1
     if lsn <= 0 or first < 0 or lsn % 8:
         return starts, starts[0]
-    path = name_segment(folder, starts[first])
+    path, uuid = name_segment(folder, starts[first]), lineage.at(starts[first])
     if read_schema(path, start_lsn=starts[first], uuid=uuid) is None:
         return starts, starts[0]
     fd = os.open(path, os.O_RDONLY)
@@ -217,7 +220,8 @@ def repair(folder: Path, found: Examination) -> Recovery:
             name, num_bytes = _keep_tear(path, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn)
             torn_bytes, torn_file = torn_bytes + num_bytes, torn_file or name
         if found.end_lsn <= start_lsn:
-            _truncate(path, 0)  # a reader may have it open
+            if path.stat().st_nlink == 1:
+                _truncate(path, 0)  # a reader may have it open
             path.unlink()
         else:
             used_lsn = found.end_lsn if limit_lsn is None else min(limit_lsn, found.end_lsn)
@@ -254,6 +258,12 @@ def _keep_tear(path: Path, *, start_lsn: int, begin: int, limit_lsn: int | None)
 
 
 def _truncate(path: Path, size: int) -> None:
+    """Cut the file. One that a snapshot shares by hard link is not written into: a shorter copy takes its name."""
+    found = path.stat()
+    if found.st_size > size and found.st_nlink > 1:
+        with path.open("rb") as file:
+            write_durably(path, file.read(size))
+        return
     fd = os.open(path, os.O_RDWR)
     try:
         if os.fstat(fd).st_size > size:

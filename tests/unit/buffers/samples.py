@@ -15,6 +15,7 @@ from contracts.records import (
     Disposition,
     Dropped,
     Episode,
+    Erased,
     Evaluation,
     Failure,
     Fault,
@@ -158,6 +159,7 @@ SAMPLES: dict[Kind, Record] = {
         leases=(4096, 5000), disposition=Disposition.ABANDONED, reason="the lease timed out", data_lsn=9_008
     ),
     Kind.FAILURE: Failure(role="learner", detail="LearnerError('loss is nan')", batch_lsn=2048),
+    Kind.ERASED: Erased(lsns=(8192, 8704), reason="a person asked for it", wall_time=1.75e9),
     Kind.EVALUATION: Evaluation(
         version=17,
         step=17,

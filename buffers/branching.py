@@ -1,0 +1,78 @@
+"""Makes a run of its own out of a snapshot: restored as a copy, or as a branch that shares what never changes.
+
+The new run goes on from the snapshot's last decision. It is another store, with a uuid of its own: what a producer, a
+learner or a manifest of the old one says is refused. Its segments stay under the names of the stores that wrote them
+(buffers/log/lineage.py). The folder gets its name last of all, when everything in it is synced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from uuid import UUID
+
+from buffers import snapshots
+from buffers.inspection import OnProgress, ignore
+from buffers.log.files import sync_folder, sync_tree, write_durably
+from buffers.log.identity import create_store, write_epoch
+from buffers.log.lineage import LINEAGE, Lineage, read_lineage, write_lineage
+from buffers.log.recovery import examine
+from buffers.owner import BEGUN
+from buffers.snapshots import Snapshot
+from contracts.errors import UserError
+
+_OWN = frozenset(("manifest.json", "store/store.json", *(f"store/{log}/{LINEAGE}" for log in ("data", "control"))))
+
+
+def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = ignore) -> UUID:
+    """A new run at `to` from the snapshot in the folder `snapshot`; its store's uuid.
+
+    `share`: by hard links, where the file system can; else every byte is copied. Raises RunFolderError where the
+    snapshot is not whole, UserError where there is something at `to` or its name is no plain name.
+    """
+    snapshots.check_name(to.name)
+    if to.exists():
+        raise UserError(f"a run in {to}", "there is something already", "name a folder that does not exist")
+    described = snapshots.verify(snapshot)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        members = [member for member in described.files if member not in _OWN]
+        for done, member in enumerate(members):
+            (snapshots.link if share else snapshots.copy)(snapshot / member, draft / member)
+            on_progress(done + 1, len(members))
+        uuid = _adopt(snapshot, draft, described, name=to.name)
+        sync_tree(draft)
+        draft.rename(to)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_folder(to.parent)
+    return uuid
+
+
+def _adopt(snapshot: Path, draft: Path, described: Snapshot, *, name: str) -> UUID:
+    """Make the files in `draft` a run of its own."""
+    store, old = draft / "store", UUID(described.store_uuid)
+    uuid = create_store(store)
+    epoch = 0
+    for log, end_lsn in (("data", described.data_lsn), ("control", described.control_lsn)):
+        lineage = read_lineage(snapshot / "store" / log) or Lineage(old)
+        write_lineage(store / log, lineage.branch(uuid, end_lsn=end_lsn))
+        epoch = max(epoch, examine(store / log, uuid=uuid).epoch)
+    write_epoch(store, epoch)
+    write_durably(store / BEGUN, b"")
+    manifest = json.loads((snapshot / "manifest.json").read_text())
+    came_from = {
+        "run": described.run,
+        "snapshot": described.name,
+        "store_uuid": described.store_uuid,
+        "data_lsn": described.data_lsn,
+        "control_lsn": described.control_lsn,
+    }
+    manifest |= {"run": name, "store_uuid": str(uuid), "from": came_from}
+    write_durably(draft / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    return uuid

@@ -1,0 +1,60 @@
+"""Whose bytes a log holds: a branch shares the segments of the store that it came from, and each was written under its
+own store's name.
+
+`lineage`, in a log's folder, is there only where segments are shared: {"uuid": own, "ancestors": [[end LSN, uuid], …]},
+oldest first. A segment that starts below an ancestor's end LSN is that ancestor's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from buffers.log.files import write_durably
+from contracts.errors import StoreIdentityError
+
+LINEAGE = "lineage"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The store's own uuid, and (end LSN, uuid) of those that it came from, oldest first."""
+
+    uuid: UUID
+    ancestors: tuple[tuple[int, UUID], ...] = ()
+
+    def at(self, start_lsn: int) -> UUID:
+        """Under which uuid the segment that starts there was written."""
+        return next((uuid for end_lsn, uuid in self.ancestors if start_lsn < end_lsn), self.uuid)
+
+    def branch(self, uuid: UUID, *, end_lsn: int) -> Lineage:
+        """Of a store that shares this one's segments up to `end_lsn`."""
+        return Lineage(uuid, (*self.ancestors, (end_lsn, self.uuid)))
+
+
+def read_lineage(folder: Path) -> Lineage | None:
+    """What the log's folder says; None where it shares nothing. Raises StoreIdentityError where it does not read."""
+    try:
+        found = json.loads((folder / LINEAGE).read_text())
+        ancestors = tuple((int(end_lsn), UUID(uuid)) for end_lsn, uuid in found["ancestors"])
+        return Lineage(UUID(found["uuid"]), ancestors)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreIdentityError(f"{folder / LINEAGE} does not name stores: {error!r}") from error
+
+
+def lineage_of(folder: Path, uuid: UUID) -> Lineage:
+    """The lineage of the log of store `uuid`. Raises StoreIdentityError where the log is another store's."""
+    found = read_lineage(folder) or Lineage(uuid)
+    if found.uuid != uuid:
+        raise StoreIdentityError(f"{folder} belongs to store {found.uuid}, not to {uuid}")
+    return found
+
+
+def write_lineage(folder: Path, lineage: Lineage) -> None:
+    """Durably."""
+    ancestors = [[end_lsn, str(uuid)] for end_lsn, uuid in lineage.ancestors]
+    write_durably(folder / LINEAGE, (json.dumps({"uuid": str(lineage.uuid), "ancestors": ancestors}) + "\n").encode())

@@ -1,0 +1,308 @@
+"""Verify, repair, erase: what is wrong is found, what can be mended is, what is erased is gone; at every failpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buffers import snapshots
+from buffers.codec import decode
+from buffers.erasure import Choice, erase
+from buffers.log.reader import LogReader
+from buffers.repair import repair
+from buffers.verification import verify
+from buffers.view import StoreView
+from contracts.errors import UserError
+from contracts.records import Episode, Kind, Ledger
+from tests.unit.buffers.bench import opened
+from tests.unit.buffers.failpoints import failpoints
+from tests.unit.buffers.test_snapshots import checkpoint, make_run, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps in three lives of a run, with a snapshot after the second and one ready group left over."""
+    run = make_run(tmp_path_factory.mktemp("trained") / "run")
+    with opened(run / "store") as bench:
+        train(bench, run, steps=2)
+        snapshots.create(run, "second")
+    with opened(run / "store") as bench:
+        bench.serve(3, step=2, parent=2)
+        bench.play(bench.lease(), version=2)
+        lsn, _ = bench.cut(3, parent_version=2)
+        bench.serve(4, step=3, batch_lsn=lsn, parent=2)
+        checkpoint(bench, run, version=4, step=3)
+        bench.play(bench.lease(max_tasks=1), version=4)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return copy(trained, tmp_path / "run")
+
+
+def copy(run: Path, to: Path) -> Path:
+    """With its hard links."""
+    shutil.rmtree(to, ignore_errors=True)
+    inodes: dict[int, Path] = {}
+
+    def link_or_copy(source: str, target: str) -> str:
+        inode = Path(source).stat().st_ino
+        if inode in inodes:
+            Path(target).hardlink_to(inodes[inode])
+        else:
+            shutil.copy2(source, target)
+            inodes[inode] = Path(target)
+        return target
+
+    shutil.copytree(run, to, copy_function=link_or_copy)
+    return to
+
+
+def episodes(run: Path) -> dict[int, Episode]:
+    reader = LogReader(run / "store" / "data")
+    found = {frame.lsn: decode(frame.kind, frame.payload) for frame in reader.scan() if frame.kind == Kind.EPISODE}
+    return {lsn: record for lsn, record in found.items() if isinstance(record, Episode)}
+
+
+def ledger(run: Path) -> Ledger:
+    return StoreView.open(run / "store").ledger()
+
+
+def damage(path: Path, *, offset: int, num_bytes: int = 1) -> None:
+    """Flip bits in a file of its own: what shares its inode is not touched."""
+    data = bytearray(path.read_bytes())
+    for place in range(offset, offset + num_bytes):
+        data[place] ^= 0xFF
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(data)
+    draft.replace(path)
+
+
+def place(run: Path, lsn: int, log: str = "data") -> tuple[Path, int]:
+    """The segment of an LSN, and its offset there."""
+    (segment,) = [s for s in LogReader(run / "store" / log).segments() if s.start_lsn <= lsn < s.end_lsn]
+    return segment.path, lsn - segment.start_lsn
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+
+def test_a_whole_store_has_no_defects(run: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = verify(run, on_progress=lambda *done: seen.append(done))
+    assert found.defects == []
+    assert (found.num_snapshots, found.num_records > 30) == (1, True)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] == found.num_bytes
+    assert verify(run / "snapshots" / "second").defects == []
+
+
+def test_a_live_store_is_verified_too(run: Path) -> None:
+    with opened(run / "store") as bench:
+        bench.serve(5, step=3, parent=4)
+        bench.play(bench.lease(), version=5)
+        assert verify(run).defects == []
+
+
+def test_every_flipped_bit_of_an_episode_is_found(run: Path) -> None:
+    lsn = min(episodes(run))
+    path, offset = place(run, lsn)
+    frame = LogReader(run / "store" / "data").read(lsn)
+    whole = path.read_bytes()
+    for bit in range(0, 8 * (48 + len(frame.payload)), 7):  # every seventh: each byte is met, each bit of a byte too
+        data = bytearray(whole)
+        data[offset + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        (defect,) = [one for one in verify(run).defects if one.text.endswith(f"up to LSN {frame.next_lsn}")]
+        assert (defect.place, defect.lsn) == ("data", lsn)
+
+
+def test_what_a_batch_names_must_be_there(run: Path) -> None:
+    lsn = min(episodes(run))
+    damage(*[*place(run, lsn)][:1], offset=place(run, lsn)[1] + 50)
+    texts = [one.text for one in verify(run).defects if one.place == "control"]
+    assert texts == [f"batch of step 1: there is no episode at LSN {lsn}"]
+
+
+def test_a_changed_decision_breaks_the_chain(run: Path) -> None:
+    reader = LogReader(run / "store" / "control")
+    frames = list(reader.scan())
+    path, offset = place(run, frames[3].lsn, "control")
+    damage(path, offset=offset + 100)
+    found = [one for one in verify(run).defects if one.place == "control"]
+    assert any("bytes are damaged" in one.text for one in found)
+
+
+def test_a_damaged_snapshot_is_named(run: Path) -> None:
+    (run / "snapshots" / "second" / "config.yaml").write_text("another")
+    (defect,) = verify(run).defects
+    assert (defect.place, defect.text) == ("snapshot second", "config.yaml was changed")
+
+
+# ---------------------------------------------------------------------------------------------- repair
+
+
+def break_first_episode(run: Path) -> tuple[int, bytes]:
+    """Damage a record that the snapshot has too, in the run's copy alone; its LSN and the file as it was."""
+    lsn = min(episodes(run))
+    path, offset = place(run, lsn)
+    whole = path.read_bytes()
+    damage(path, offset=offset + 60, num_bytes=4)
+    return lsn, whole
+
+
+def test_damage_is_mended_from_a_snapshot_and_kept_aside(run: Path) -> None:
+    lsn, whole = break_first_episode(run)
+    path, _ = place(run, lsn)
+    broken = path.read_bytes()
+    done = repair(run)
+    ((log, start, end),) = done.mended
+    assert (log, start, done.lost) == ("data", lsn, ())
+    assert end == LogReader(run / "store" / "data").read(lsn).next_lsn
+    assert path.read_bytes() == whole
+    (kept,) = done.kept
+    assert kept.read_bytes() == broken
+    assert verify(run).defects == []
+    assert repair(run).mended == ()
+
+
+def test_what_no_copy_has_is_told_as_lost_and_left(run: Path) -> None:
+    lsn = max(episodes(run))
+    path, offset = place(run, lsn)
+    damage(path, offset=offset + 60)
+    before = path.read_bytes()
+    done = repair(run)
+    assert [(log, start) for log, start, _ in done.lost] == [("data", lsn)]
+    assert (done.mended, done.kept) == ((), ())
+    assert path.read_bytes() == before
+
+
+def test_another_copy_of_the_run_can_be_named(run: Path, trained: Path) -> None:
+    lsn = max(episodes(run))
+    path, offset = place(run, lsn)
+    whole = path.read_bytes()
+    damage(path, offset=offset + 60)
+    assert [(log, start) for log, start, _ in repair(run, sources=[trained]).mended] == [("data", lsn)]
+    assert path.read_bytes() == whole
+
+
+def test_repair_never_writes_into_a_shared_file(run: Path) -> None:
+    lsn, _ = break_first_episode(run)
+    path, _ = place(run, lsn)
+    shared = run / "another-name"
+    shared.hardlink_to(path)
+    broken = shared.read_bytes()
+    assert repair(run).mended
+    assert shared.read_bytes() == broken
+    assert not shared.samefile(path)
+
+
+def test_a_repair_that_is_cut_at_any_step_is_done_by_the_next(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole, broken, lsn = b"", b"", -1
+
+    def prepare() -> None:
+        nonlocal whole, broken, lsn
+        copy(trained, run)
+        lsn, whole = break_first_episode(run)
+        broken = place(run, lsn)[0].read_bytes()
+
+    for _ in failpoints(lambda: repair(run), prepare=prepare):
+        path = run / "store" / "data" / place(run, lsn)[0].name
+        assert path.read_bytes() in (whole, broken)
+        if path.read_bytes() == whole:
+            assert [kept.read_bytes() for kept in (run / "store" / "damaged").iterdir()] == [broken]
+        repair(run)
+        assert path.read_bytes() == whole
+        assert verify(run).defects == []
+
+
+# ---------------------------------------------------------------------------------------------- erase
+
+
+def secrets_of(run: Path, lsn: int) -> list[bytes]:
+    """The bytes of an episode's tokens, as they lie in its frame."""
+    record = episodes(run)[lsn]
+    return [step.log_probs.tobytes() + step.action.tobytes() for step in record.steps]
+
+
+def test_erased_contents_are_gone_and_counts_stay(run: Path) -> None:
+    before, whole = ledger(run), episodes(run)
+    lsn = min(whole)
+    done = erase(run, Choice(episodes=frozenset((whole[lsn].episode_id,))), reason="asked for")
+    assert (done.lsns, done.num_snapshots, done.versions) == ((lsn,), 1, (1,))
+    after = episodes(run)
+    assert after.keys() == whole.keys()
+    assert (after[lsn].steps, after[lsn].reward, after[lsn].lease) == ((), whole[lsn].reward, whole[lsn].lease)
+    assert [len(one.steps) for at, one in after.items() if at != lsn] == [1] * (len(whole) - 1)
+    assert ledger(run) == before
+    assert verify(run).defects == []
+    assert episodes(run / "snapshots" / "second")[lsn].steps == ()
+    with opened(run / "store") as bench:
+        assert bench.owner.ledger() == before
+
+
+def test_a_whole_task_is_erased_by_name(run: Path) -> None:
+    whole = episodes(run)
+    task = whole[min(whole)].task_id
+    done = erase(run, Choice(tasks=frozenset((task,))), reason="asked for")
+    assert set(done.lsns) == {lsn for lsn, one in whole.items() if one.task_id == task}
+    assert {one.task_id for one in episodes(run).values() if not one.steps} == {task}
+
+
+def test_a_group_that_was_still_to_be_trained_on_is_closed(run: Path) -> None:
+    ready = max(episodes(run))
+    done = erase(run, Choice(lsns=frozenset((ready,))), reason="asked for")
+    assert done.versions == ()
+    with opened(run / "store") as bench:
+        assert bench.owner.ledger().ended["quarantined"] == 1
+        assert bench.owner.ledger().balanced
+        bench.serve(5, step=3, parent=4)
+        bench.play(bench.lease(), version=5)
+        _, batch = bench.cut(4, parent_version=5)
+        assert ready not in [row.episode_lsn for row in batch.rows]
+
+
+def test_what_the_next_start_needs_is_not_erased(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-000003")
+    whole = episodes(run)
+    third = [row.episode_lsn for _, batch in batches(run) for row in batch.rows if batch.step == 3]
+    with pytest.raises(UserError, match="computes that step again: the newest checkpoint is of step 2"):
+        erase(run, Choice(lsns=frozenset(third[:1])), reason="asked for")
+    assert episodes(run).keys() == whole.keys()
+    assert all(one.steps for one in episodes(run).values())
+    with pytest.raises(UserError, match="no episode or task of the store fits"):
+        erase(run, Choice(lsns=frozenset((3,))), reason="asked for")
+
+
+def test_a_run_that_lives_is_left_alone(run: Path) -> None:
+    with opened(run / "store"):
+        for work in (lambda: repair(run), lambda: erase(run, Choice(lsns=frozenset((1,))), reason="")):
+            with pytest.raises(UserError, match="is held by process"):
+                work()
+
+
+def test_an_erasure_that_is_cut_at_any_step_is_ended_by_the_next(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole = episodes(trained)
+    before = ledger(trained)
+    lsn = min(whole)
+    choice = Choice(lsns=frozenset((lsn,)))
+    for _ in failpoints(lambda: erase(run, choice, reason="asked for"), prepare=lambda: copy(trained, run), most=400):
+        begun = bool([1 for _, record in StoreView.open(run / "store").decisions(kinds=[Kind.ERASED])])
+        gone = not episodes(run)[lsn].steps
+        assert begun or not gone
+        if begun and not gone:
+            assert any("contents are still there" in one.text for one in verify(run).defects)
+        erase(run, choice, reason="asked for")
+        assert episodes(run)[lsn].steps == episodes(run / "snapshots" / "second")[lsn].steps == ()
+        assert verify(run).defects == []
+        assert ledger(run) == before
+
+
+def batches(run: Path) -> Iterator[tuple[int, object]]:
+    return iter(StoreView.open(run / "store").decisions(kinds=[Kind.BATCH]))
