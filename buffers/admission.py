@@ -4,6 +4,7 @@ async   groups outstanding, and one more batch for each decision on its way to t
         stay below (max_staleness + 1) × groups_per_step
 sync    exactly groups_per_step, once the engines have the newest version
 both    never more than the remaining steps can use
+        groups that wait for a reward are not counted: they may take hours. They have a bound of their own
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def count_admissible(fold: Fold, config: RunConfig, *, num_reserved: int) -> int
     remaining = (config.steps - fold.last_step(fold.branch)) * per_step - outstanding
     on_the_way = fold.num_unsettled(fold.branch) * per_step
     bound = (config.max_staleness + 1) * per_step - outstanding - on_the_way
-    return max(0, min(remaining, bound))
+    return max(0, min(remaining, bound, config.rollout.max_pending_groups - fold.num_pending))
 
 
 def choose_positions(

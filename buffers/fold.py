@@ -142,8 +142,13 @@ class Fold:
 
     @property
     def num_outstanding(self) -> int:
-        """Groups in flight or waiting in the queue: handed out, neither ended nor in a batch."""
-        return sum(len(self.stages[stage]) for stage in (Stage.OPEN, Stage.PENDING, Stage.FAULTY, Stage.READY))
+        """Groups in flight or waiting in the queue: handed out, neither ended, nor in a batch, nor pending."""
+        return sum(len(self.stages[stage]) for stage in (Stage.OPEN, Stage.FAULTY, Stage.READY))
+
+    @property
+    def num_pending(self) -> int:
+        """Complete groups that cannot be trained on yet: a reward is not there."""
+        return len(self.stages[Stage.PENDING])
 
     def head(self, branch: int) -> int | None:
         """The newest version of a branch; None before genesis."""

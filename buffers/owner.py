@@ -26,7 +26,7 @@ from buffers.log.writer import LogWriter
 from buffers.reading import Records
 from buffers.state import StoreState
 from configs.schema import RunConfig
-from contracts.errors import StoreIdentityError, StoreStoppedError
+from contracts.errors import StoreError, StoreIdentityError, StoreStoppedError
 from contracts.protocols import BatchRequest, TaskSource
 from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Kind, Lease, Ledger, Session
 
@@ -115,6 +115,15 @@ class StoreOwner:
         return self._intake.append(episodes)
 
     def append_feedback(self, feedback: Feedback) -> int:
+        """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut.
+
+        Raises StoreError where the episode is not there or another, or the reward is not finite.
+        """
+        (episode,) = self._records.read_episodes([feedback.episode_lsn])
+        if episode.episode_id != feedback.episode_id:
+            raise StoreError(
+                f"feedback on {feedback.episode_id} is not kept: LSN {feedback.episode_lsn} is {episode.episode_id}"
+            )
         return self._intake.append_feedback(feedback)
 
     # ------------------------------------------------------------------------------------------ learners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from uuid import UUID
 from buffers.codec import decode, peek
 from buffers.log.reader import LogReader
 from contracts.errors import StoreError
-from contracts.records import Batch, Closed, ControlRecord, Episode, Kind, Record
+from contracts.records import Batch, Closed, ControlRecord, Episode, Feedback, Kind, Record
 
 
 class Records:
@@ -49,7 +50,10 @@ class Records:
         yield from chain(() if ahead is None else (ahead,), happened)
 
     def read_episodes(self, lsns: Sequence[int]) -> list[Episode]:
-        """Episodes at these LSNs, in their order. Raises StoreError where there is none."""
+        """Episodes at these LSNs, in their order. Raises StoreError where there is none.
+
+        At the LSN of a FEEDBACK: the episode that it is about, with that reward.
+        """
         return [self._read_episode(lsn) for lsn in lsns]
 
     def read_decisions(self, start: int, end: int, kinds: Sequence[Kind]) -> list[tuple[int, ControlRecord]]:
@@ -59,6 +63,8 @@ class Records:
     def _read_episode(self, lsn: int) -> Episode:
         frame = self.data.read(lsn)
         record = decode(frame.kind, frame.payload)
+        if isinstance(record, Feedback):
+            return replace(self._read_episode(record.episode_lsn), reward=record.reward)
         if not isinstance(record, Episode):
             raise StoreError(f"LSN {lsn} of the data log is a {type(record).__name__}, not an Episode")
         return record

@@ -54,7 +54,7 @@ class StoreView:
         return self.fold.ledger()
 
     def episodes(self, lsns: Sequence[int]) -> list[Episode]:
-        """Episodes at these LSNs, in their order. Raises StoreError where there is none."""
+        """Episodes at these LSNs, or those of their FEEDBACK, in their order. Raises StoreError where there is none."""
         return self._records.read_episodes(lsns)
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:

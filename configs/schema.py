@@ -199,6 +199,7 @@ class Rollout(Section):
     workers: int = _free(1, ge=1)
     slots: int = _free(2, ge=1)  # leases worked on at once by one worker, each `chunk` groups
     chunk: int = _free(16, ge=1)  # groups asked for at once
+    max_pending_groups: int = _free(1024, ge=1)  # that wait for a late reward; at more, nothing is handed out
     lease_timeout_s: float = _free(120.0, gt=0)  # after which a held lease is abandoned and handed out again
     ack_log: str | None = _free(None)  # a file or named pipe that hears every acknowledgement (audits)
     num_gpus: float = _free(0.0, ge=0)

@@ -268,7 +268,10 @@ class Store(Protocol):
         """Cut the next batch, or None where fewer than `num_groups` groups are ready; `wait_s` as for `lease`."""
         ...
 
-    def read(self, lsns: Sequence[int]) -> list[Episode]: ...
+    def read(self, lsns: Sequence[int]) -> list[Episode]:
+        """Episodes by LSN; by that of a FEEDBACK, its episode with that reward: a batch's rows are read by
+        `reward_lsn`."""
+        ...
 
     def decide(self, record: ControlRecord, session: int) -> int:
         """Append one decision; its LSN. VERSION is compare-and-append by (branch, step, root hash)."""

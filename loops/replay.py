@@ -140,7 +140,7 @@ def _versions_by_batch(records: Sequence[tuple[int, ControlRecord]]) -> dict[int
 
 def _compute(history: History, learner: Learner, lsn: int, batch: Batch, versions: Sequence[Version]) -> ReplayedStep:
     """One step; it is equal when the computed hash is that of any of its versions."""
-    result = learner.step(batch, history.episodes([row.episode_lsn for row in batch.rows]))
+    result = learner.step(batch, history.episodes([row.reward_lsn for row in batch.rows]))
     match = next((made for made in versions if made.root_hash == result.root_hash), versions[0])
     return ReplayedStep(
         step=batch.step, version=match.version, batch_lsn=lsn, logged=match.root_hash, computed=result.root_hash

@@ -66,7 +66,7 @@ def retrain(
     erased = erased_lsns(records)
     for _, batch in batches:
         refuse_erased(batch, erased, folder=folder)
-        episodes = history.episodes([row.episode_lsn for row in batch.rows])
+        episodes = history.episodes([row.reward_lsn for row in batch.rows])
         result = learner.step(*(resample(batch, episodes, seed=seed) if seed else (batch, episodes)))
         steps.append(BranchStep(seed=seed, step=batch.step, num_steps=len(batches), stats=dict(result.stats)))
         on_step(steps[-1])

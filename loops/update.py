@@ -383,7 +383,7 @@ class UpdateLoop:
 
     def _read(self, batch: Batch) -> list[Episode]:
         with self._part("read", step=batch.step):
-            return self._ports.store.read([row.episode_lsn for row in batch.rows])
+            return self._ports.store.read([row.reward_lsn for row in batch.rows])
 
     def _staleness(self, batch: Batch, episodes: Sequence[Episode]) -> float:
         """Mean steps between the versions that acted and the one that learns, over the batch's episodes."""

@@ -37,6 +37,30 @@ def test_async_hands_out_as_much_as_the_staleness_bound_lets_be_used(tmp_path: P
         assert bench.lease() == []  # ready groups are outstanding as well
 
 
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_groups_that_wait_for_a_reward_do_not_hold_others_up(tmp_path: Path, mode: str) -> None:
+    with opened(tmp_path, config=small_config(mode=mode)) as bench:
+        bench.serve(0)
+        for _ in range(5):
+            bench.play(bench.lease(), reward=None, reward_deadline=4e9)
+        at_once = 4 if mode == "async" else 2
+        ledger = bench.owner.ledger()
+        assert (ledger.handed, ledger.in_flight, ledger.ready) == (5 * at_once, 5 * at_once, 0)
+        bench.play(bench.lease())
+        assert bench.owner.append_batch(bench.request(1, max_staleness=0)) is not None
+
+
+def test_groups_that_wait_for_a_reward_have_a_bound_of_their_own(tmp_path: Path) -> None:
+    config = small_config()
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_pending_groups": 6})})
+    with opened(tmp_path, config=config) as bench:
+        bench.serve(0)
+        for expected in (4, 2, 0):
+            leases = bench.lease()
+            assert len(leases) == expected
+            bench.play(leases, reward=None, reward_deadline=4e9)
+
+
 def test_async_keeps_room_for_the_batch_that_is_on_its_way(tmp_path: Path) -> None:
     with opened(tmp_path) as bench:
         bench.serve(0)

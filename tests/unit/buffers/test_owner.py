@@ -273,12 +273,45 @@ def test_a_reward_may_come_late_or_not_in_time(tmp_path: Path) -> None:
         bench.play([third], reward=None, reward_deadline=1.0)
         assert bench.owner.append_batch(bench.request(1)) is None
         assert bench.owner.ledger().ended["reward_timeout"] == 1
-        feedback = Feedback(episode_id="x", episode_lsn=waiting.lsn, reward=0.5)
-        with pytest.raises(StoreError, match="its reward is nan"):
-            bench.owner.append_feedback(dataclasses.replace(feedback, reward=float("nan")))
+        (episode,) = bench.owner.read([waiting.lsn])
+        feedback = Feedback(episode_id=episode.episode_id, episode_lsn=waiting.lsn, reward=0.5)
+        for wrong, reason in (
+            ({"reward": float("nan")}, "its reward is nan"),
+            ({"episode_id": "x"}, f"is {episode.episode_id}"),
+            ({"episode_lsn": first.lsn}, "is a Task, not an Episode"),
+            ({"episode_lsn": waiting.lsn + 8}, "no frame"),
+        ):
+            with pytest.raises(StoreError, match=reason):
+                bench.owner.append_feedback(dataclasses.replace(feedback, **wrong))
         reward_lsn = bench.owner.append_feedback(feedback)
         _, batch = bench.cut(1)
         assert [row.reward_lsn for row in batch.rows][1] == reward_lsn
+
+
+def test_the_last_reward_before_the_batch_is_what_the_learner_reads(tmp_path: Path) -> None:
+    """Late, twice, corrected; and again after the batch was cut, which changes nothing any more."""
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        first, second, *_ = bench.lease()
+        late = [bench.make(first, member, reward=None, reward_deadline=4e9) for member in first.missing]
+        acks = bench.owner.append(late)
+        bench.play([second])
+        for reward in (0.25, 0.25, -4.0):
+            for episode, ack in zip(late, acks, strict=True):
+                bench.owner.append_feedback(
+                    Feedback(episode_id=episode.episode_id, episode_lsn=ack.lsn, reward=reward + episode.member)
+                )
+        assert bench.owner.read([acks[0].lsn])[0].reward is None  # the episode itself stays as it came
+        lsn, batch = bench.cut(1)
+        rows = [row.reward_lsn for row in batch.rows]
+        assert [episode.reward for episode in bench.owner.read(rows)] == [-4.0, -3.0, 0.0, 1.0]
+        bench.owner.append_feedback(Feedback(episode_id=late[0].episode_id, episode_lsn=acks[0].lsn, reward=9.0))
+    with opened(tmp_path) as bench:
+        stored = bench.owner.append_batch(bench.request(1))
+        assert stored == (lsn, batch)
+        assert [episode.reward for episode in bench.owner.read(rows)] == [-4.0, -3.0, 0.0, 1.0]
+        with StoreView.open(tmp_path) as view:
+            assert [episode.reward for episode in view.episodes(rows)] == [-4.0, -3.0, 0.0, 1.0]
 
 
 # ---------------------------------------------------------------------------------------------- decisions
