@@ -18,7 +18,7 @@ from buffers.reading import Records
 from configs.schema import RunConfig
 from contracts.errors import RatchetError
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
+from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Hold, Kind, Lease, Ledger, Review
 from loops.tasks import task_source
 
 if TYPE_CHECKING:
@@ -86,6 +86,18 @@ class StoreActor(Process):
     @group("data")
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         return self._owner.append(episodes)
+
+    @group("data")
+    def append_feedback(self, feedback: Feedback) -> int:
+        return self._owner.append_feedback(feedback)
+
+    @group("data")
+    def hold(self, record: Hold) -> bool:
+        return self._owner.hold(record)
+
+    @group("data")
+    def review(self, record: Review) -> bool:
+        return self._owner.review(record)
 
     @group("data")
     def open_session(self, record: ControlRecord) -> int:

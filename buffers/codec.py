@@ -41,7 +41,8 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _CLASSES: dict[int, type[Record]] = {
     record.KIND: record
     for record in (
-        records.Task, records.Episode, records.Feedback, records.Quarantined, records.Session, records.Batch,
+        records.Task, records.Episode, records.Feedback, records.Quarantined, records.Hold, records.Review,
+        records.Session, records.Batch,
         records.Version, records.Served, records.Guard, records.Checkpoint, records.Branch, records.Skip,
         records.Closed, records.Failure, records.Evaluation, records.Erased,
     )

@@ -177,7 +177,7 @@ def _close(view: StoreView, store: Tended, lsns: Sequence[int]) -> list[Closed]:
     wanted = set(lsns)
     leases = [
         lease
-        for stage in (Stage.OPEN, Stage.PENDING, Stage.FAULTY, Stage.READY)
+        for stage in (Stage.OPEN, Stage.PENDING, Stage.HELD, Stage.FAULTY, Stage.READY)
         for lease in view.fold.stages[stage]
         if lease in wanted or wanted & set(view.fold.groups[lease].lsns.values())
     ]

@@ -9,6 +9,7 @@ ordered by LSNs, and a task's newest lease is the one with the most attempts.
     a group   OPEN ──► READY ──► BATCHED ──► TRAINED | ZERO_SPREAD | SKIPPED
                 │        └─────► (dropped)─► STALE | OFF_BRANCH | ZERO_SPREAD
                 ├──► PENDING (a reward is not there yet) ──► READY | REWARD_TIMEOUT
+                ├──► HELD (somebody is to look at it) ──► as it was | QUARANTINED
                 ├──► FAULTY (a member is invalid or quarantined) ──► QUARANTINED
                 └──► ABANDONED, or LATE once an episode came after all
 
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from buffers.groups import Group, Member, Producer, Stage
+from buffers.groups import Group, Member, Producer, Stage, Verdict
 from buffers.shelf import Shelf
 from contracts.records import (
     Batch,
@@ -32,12 +33,15 @@ from contracts.records import (
     Closed,
     Disposition,
     Episode,
+    Erased,
     Fault,
     Feedback,
     Guard,
+    Hold,
     Ledger,
     Quarantined,
     Record,
+    Review,
     Served,
     Session,
     Skip,
@@ -49,7 +53,7 @@ FIRST_CONTROL_KIND = 64  # see Kind
 SUCCESSES_A_TASK = 8
 Successes = tuple[tuple[int, int], ...]  # (episode LSN, reward LSN) of each
 UNENDED = tuple(stage for stage in Stage if stage is not Stage.ENDED)
-_REWARDABLE = (Stage.PENDING, Stage.READY, Stage.OPEN, Stage.FAULTY, Stage.BATCHED)
+_REWARDABLE = (Stage.PENDING, Stage.READY, Stage.HELD, Stage.OPEN, Stage.FAULTY, Stage.BATCHED)
 
 
 def _has_ended(group: Group) -> bool:
@@ -147,8 +151,8 @@ class Fold:
 
     @property
     def num_pending(self) -> int:
-        """Complete groups that cannot be trained on yet: a reward is not there."""
-        return len(self.stages[Stage.PENDING])
+        """Complete groups that cannot be trained on yet: a reward is not there, or somebody is to look at them."""
+        return len(self.stages[Stage.PENDING]) + len(self.stages[Stage.HELD])
 
     def head(self, branch: int) -> int | None:
         """The newest version of a branch; None before genesis."""
@@ -238,6 +242,19 @@ class Fold:
                         member.reward, member.reward_lsn = feedback.reward, lsn
                         self._place(group)
                         return
+
+    def _hold(self, lsn: int, hold: Hold) -> None:
+        self._judge(lsn, hold.lease, Verdict.HELD)
+
+    def _review(self, lsn: int, review: Review) -> None:
+        self._judge(lsn, review.lease, Verdict.ACCEPTED if review.accepted else Verdict.REJECTED)
+
+    def _judge(self, lsn: int, lease: int, verdict: Verdict) -> None:
+        """The last one counts, until the group ends; in a batch it changes nothing any more."""
+        group = self._find(lease)
+        if group is not None and group.stage is not Stage.ENDED:
+            group.verdict, group.verdict_lsn = verdict, lsn
+            self._place(group)
 
     def _remember(self, record: Episode | Quarantined, lsn: int) -> None:
         """The high-water mark of its producer."""
@@ -371,6 +388,16 @@ class Fold:
     def _checkpoint(self, lsn: int, checkpoint: Checkpoint) -> None:
         self.checkpoints[checkpoint.branch] = (lsn, checkpoint)
 
+    def _erased(self, _: int, erased: Erased) -> None:
+        """What is empty is not replayed: neither as a stored success nor by a reader of the index."""
+        gone = set(erased.lsns)
+        for task_id, stored in self.successes.items():
+            kept = tuple(row for row in stored if row[0] not in gone)
+            if len(kept) < len(stored):
+                self.successes[task_id] = kept
+        for lsn in erased.lsns:
+            self.late[lsn] = lsn
+
     def _branch(self, _: int, branch: Branch) -> None:
         self.branches[branch.branch] = branch
         self.branch = branch.branch
@@ -390,6 +417,9 @@ _RULES: dict[type[Record], Callable[..., None]] = {
     Episode: Fold._episode,
     Feedback: Fold._feedback,
     Quarantined: Fold._quarantined,
+    Hold: Fold._hold,
+    Review: Fold._review,
+    Erased: Fold._erased,
     Session: Fold._session,
     Closed: Fold._closed,
     Batch: Fold._batch,

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from buffers.codec import decode
 from buffers.fold import Fold
-from buffers.groups import Group, Member, Producer, Stage
+from buffers.groups import Group, Member, Producer, Stage, Verdict
 from buffers.index import Index, Plain
 from contracts.records import Batch, Branch, Checkpoint, Disposition, Fault, Kind, Task, Version
 
@@ -123,12 +123,14 @@ def _pack_group(group: Group) -> Plain:
         [[number, *astuple(member)] for number, member in group.members.items()],
         group.closed_at,
         group.num_late,
+        group.verdict.value,
+        group.verdict_lsn,
     ]
 
 
 def _unpack_group(plain: Plain) -> Group:
     (task_id, position, index, group_size, producer, branch, attempt), payload, lease, stage, disposition, *rest = plain
-    lsns, members, closed_at, num_late = rest
+    lsns, members, closed_at, num_late, verdict, verdict_lsn = rest
     task = Task(
         task_id=task_id, position=position, index=index, group_size=group_size, producer=producer, branch=branch,
         attempt=attempt, payload=payload,
@@ -142,6 +144,8 @@ def _unpack_group(plain: Plain) -> Group:
         disposition=None if disposition is None else Disposition(disposition),
         closed_at=closed_at,
         num_late=num_late,
+        verdict=Verdict(verdict),
+        verdict_lsn=verdict_lsn,
     )
 
 

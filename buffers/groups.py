@@ -14,9 +14,19 @@ class Stage(Enum):
     OPEN = "open"
     PENDING = "pending"
     FAULTY = "faulty"
+    HELD = "held"
     READY = "ready"
     BATCHED = "batched"
     ENDED = "ended"
+
+
+class Verdict(Enum):
+    """What was said of a group by HOLD and REVIEW."""
+
+    NONE = "none"
+    HELD = "held"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
 
 
 @dataclass(slots=True)
@@ -43,6 +53,8 @@ class Group:
     disposition: Disposition | None = None
     closed_at: int | None = None  # data LSN from which on its episodes are late
     num_late: int = 0
+    verdict: Verdict = Verdict.NONE
+    verdict_lsn: int = -1  # the HOLD or REVIEW that said so
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -54,25 +66,28 @@ class Group:
 
     @property
     def ready_lsn(self) -> int:
-        """LSN of the record that completed it."""
-        return max(member.ready_lsn for member in self.members.values())
+        """LSN of the record after which it could be trained on."""
+        return max(self.verdict_lsn, *(member.ready_lsn for member in self.members.values()))
 
     @property
     def last_lsn(self) -> int:
-        return max(self.lsns.values(), default=self.lease)
+        return max(self.verdict_lsn, self.lease, *self.lsns.values())
 
     def end(self, disposition: Disposition) -> None:
         """Forget what only a group that may still be trained on needs."""
         self.disposition = disposition
         self.members.clear()
+        self.verdict, self.verdict_lsn = Verdict.NONE, -1
         if self.task.payload is not None:
             self.task = replace(self.task, payload=None)
 
     def unended_stage(self) -> Stage:
         if len(self.lsns) < self.task.group_size:
             return Stage.OPEN
-        if not all(member.valid for member in self.members.values()):
+        if self.verdict is Verdict.REJECTED or not all(member.valid for member in self.members.values()):
             return Stage.FAULTY
+        if self.verdict is Verdict.HELD:
+            return Stage.HELD
         if any(member.reward is None for member in self.members.values()):
             return Stage.PENDING
         return Stage.READY

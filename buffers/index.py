@@ -29,7 +29,7 @@ import msgpack
 from buffers.codec import encode
 from contracts.errors import StoreError, StoreStoppedError
 
-FORMAT = 2
+FORMAT = 3
 SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "late", "settled")
 _MAX_KEY_BYTES = 400  # LMDB's limit is 511
 _UNTRUSTED = "untrusted"  # a file that says: build it again

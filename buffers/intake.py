@@ -16,7 +16,7 @@ from buffers.codec import encode
 from buffers.groups import Stage
 from buffers.state import StoreState
 from contracts.errors import StoreError
-from contracts.records import Ack, Episode, Fault, Feedback, Quarantined
+from contracts.records import Ack, Episode, Fault, Feedback, Hold, Quarantined, Review
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,18 @@ class Intake:
         lsns = dict(zip(fresh, state.finish(own), strict=True)) if own is not None else {}
         with state.lock:
             return [self._acknowledge(arrival, lsns.get(place)) for place, arrival in enumerate(arrivals)]
+
+    def judge(self, record: Hold | Review) -> bool:
+        """Keep a HOLD or REVIEW; whether it came before the group's batch was cut. Raises StoreError on no lease."""
+        state = self._state
+        with state.lock:
+            if state.fold.groups.get(record.lease) is None:
+                raise StoreError(f"{record.lease} is no lease of this store")
+            future = state.data.submit([record])
+        state.finish(future)
+        with state.lock:
+            group = state.fold.groups[record.lease]
+            return group.stage not in (Stage.BATCHED, Stage.ENDED)
 
     def append_feedback(self, feedback: Feedback) -> int:
         """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut."""

@@ -28,7 +28,7 @@ from buffers.state import StoreState
 from configs.schema import RunConfig
 from contracts.errors import StoreError, StoreIdentityError, StoreStoppedError
 from contracts.protocols import BatchRequest, TaskSource
-from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Kind, Lease, Ledger, Session
+from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Hold, Kind, Lease, Ledger, Review, Session
 
 BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 
@@ -126,6 +126,15 @@ class StoreOwner:
             )
         return self._intake.append_feedback(feedback)
 
+    def hold(self, record: Hold) -> bool:
+        """Keep a group back until somebody has looked at it. False: its batch was cut before, it is too late."""
+        return self._intake.judge(record)
+
+    def review(self, record: Review) -> bool:
+        """Say what was found. The group may then be trained on, or ends as quarantined. False: it has ended, or may
+        not be changed any more."""
+        return self._intake.judge(record)
+
     # ------------------------------------------------------------------------------------------ learners
 
     def open_session(self, record: ControlRecord) -> int:
@@ -159,10 +168,11 @@ class StoreOwner:
                 "uuid": str(self.uuid),
                 "epoch": self.epoch,
                 "environment": state.config.environment_label,
-                **{stage.value: len(leases) for stage, leases in fold.stages.items()},
+                **{stage.value: len(leases) for stage, leases in fold.stages.items() if stage is not Stage.HELD},
                 Stage.ENDED.value: sum(fold.ended.values()),
                 "outstanding": fold.num_outstanding + len(state.reserved),
                 "held": len(state.leases),
+                "held_groups": len(fold.stages[Stage.HELD]),
                 "doubled": fold.num_doubled,
                 "unresolved": fold.num_unresolved,
                 "served": fold.served,

@@ -155,6 +155,7 @@ COLUMNS: dict[str, tuple[str, tuple[Column, ...]]] = {
             ("lease", pa.int64(), ""),
             ("weight", pa.float64(), ""),
             ("zero_spread", pa.bool_(), "every reward of its group is the same"),
+            ("replayed", pa.bool_(), "a stored success in the place of the group's first member"),
         ),
     ),
     "endings": (
@@ -407,6 +408,7 @@ def _row_row(lsn: int, batch: Batch, place: int) -> dict[str, Any]:
         "lease": row.lease,
         "weight": row.weight,
         "zero_spread": row.lease in batch.zero_spread,
+        "replayed": row.replayed,
     }
 
 

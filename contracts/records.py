@@ -6,6 +6,7 @@ default, so that old bytes still read. An LSN is a byte position in the logical 
 
     data      TASK ─► EPISODE × group_size ─► (FEEDBACK)          producer: rollout workers
                       QUARANTINED in place of one that is no good
+                      (HOLD ─► REVIEW) of a group
     control   SESSION ─► BATCH ─► VERSION ─► SERVED | GUARD       producer: update worker, supervisor
 
     a task's life:  handed ─► in flight ─► ready ─► exactly one Disposition
@@ -35,6 +36,8 @@ class Kind(IntEnum):
     EPISODE = 3
     FEEDBACK = 4
     QUARANTINED = 5
+    HOLD = 6
+    REVIEW = 7
     SESSION = 64
     BATCH = 65
     VERSION = 66
@@ -201,6 +204,29 @@ class Feedback:
     reward: float
     reward_code: str = ""
     producer: str = ""
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """A group is not to be trained on before somebody has looked at it. Counts until its batch is cut."""
+
+    KIND: ClassVar[Kind] = Kind.HOLD
+    lease: int
+    reason: str
+    producer: str = ""  # who asks
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """Somebody looked at a group: it may be trained on, or ends as quarantined."""
+
+    KIND: ClassVar[Kind] = Kind.REVIEW
+    lease: int
+    accepted: bool
+    reason: str
+    producer: str = ""  # who looked
     wall_time: float = 0.0
 
 
@@ -396,7 +422,7 @@ class Erased:
     wall_time: float = 0.0
 
 
-DataRecord = Task | Episode | Feedback | Quarantined
+DataRecord = Task | Episode | Feedback | Quarantined | Hold | Review
 ControlRecord = (
     Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation | Erased
 )
