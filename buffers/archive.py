@@ -35,6 +35,7 @@ from contracts.errors import RunFolderError, UserError
 RECORD = "archived.json"
 _CHUNK_BYTES = 4 << 20
 _MOMENT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.json")
+_OURS = re.compile(r"archive-([0-9]+)")  # a snapshot for as long as it is sent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -53,7 +54,8 @@ class Archived:
 def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> Archived:
     """Send what the archive lacks of a run, live or not. Raises UserError where the URI cannot be written."""
     place = _Place.open(uri, read_identity(run_folder / "store"))
-    name = f"archive-{os.getpid()}-{time.time_ns()}"
+    name = f"archive-{os.getpid()}"
+    _clear(run_folder)
     path = snapshots.create(run_folder, name)
     try:
         described = snapshots.read(path)
@@ -72,6 +74,14 @@ def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> 
     )
     write_durably(run_folder / "store" / RECORD, json.dumps(asdict(done)).encode())
     return done
+
+
+def _clear(run_folder: Path) -> None:
+    """Remove the snapshots of archivings that were killed, ours among them."""
+    for path in snapshots.find_folders(run_folder):
+        match = _OURS.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists()):
+            snapshots.delete(run_folder, path.name)
 
 
 def read_archived(store: Path) -> Archived | None:

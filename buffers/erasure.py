@@ -205,5 +205,7 @@ def _find_lost(decisions: Sequence[tuple[int, ControlRecord]], erased: set[int])
 def _blank_snapshot(folder: Path, lsns: Collection[int]) -> bool:
     """Whether the snapshot held any. Its manifest comes last: in between it has changed files, and the next call ends
     it."""
+    for draft in folder.rglob(".*.tmp"):  # of a call that was killed
+        draft.unlink()
     blank(folder / "store", lsns)
     return snapshots.renew(folder, [f"store/data/{path.name}" for path in (folder / "store" / "data").glob("*.seg")])

@@ -230,6 +230,46 @@ class IndexReader:
             self._env.close()
 
 
+@dataclass(frozen=True)
+class Cut:
+    """All that an index holds of the fold at one point of both logs. `shelves`: name → the entries as bytes."""
+
+    data_lsn: int
+    control_lsn: int
+    state: Plain
+    shelves: Mapping[str, Mapping[bytes, bytes]]
+
+
+def read_cut(folder: Path, *, uuid: UUID) -> Cut:
+    """The whole index, of a live store or a dead one, in one transaction. Raises StoreError where it does not read."""
+    owner = _OWNED.get(folder.absolute())
+    try:
+        env = owner._env if owner else lmdb.open(str(folder), readonly=True, max_dbs=len(_TABLES), max_readers=512)
+        try:
+            tables = owner._tables if owner else {name: env.open_db(name.encode(), create=False) for name in _TABLES}
+            with env.begin() as transaction:
+                format_, found, data_lsn, control_lsn, state, *_ = _unseal(
+                    transaction.get(b"progress", b"", db=tables["meta"])
+                )
+                shelves = {
+                    name: {bytes(key): bytes(value) for key, value in transaction.cursor(db=tables[name])}
+                    for name in SHELVES
+                }
+        finally:
+            if not owner:
+                env.close()
+    except (lmdb.Error, IndexDamagedError, ValueError) as error:
+        raise StoreError(f"{folder} does not read: {error!r}") from error
+    if format_ != FORMAT or found != uuid.bytes:
+        raise StoreError(f"{folder} is of store {found.hex()}, format {format_}")
+    return Cut(data_lsn, control_lsn, state, shelves)
+
+
+def pack_entries(entries: Sequence[tuple[Plain, Plain]]) -> dict[bytes, bytes]:
+    """A shelf's (key, value) as they lie in its table."""
+    return {_key(key): _seal([key, value]) for key, value in entries}
+
+
 def _seal(content: Plain) -> bytes:
     body: bytes = msgpack.packb(content, default=encode)  # a record as its payload
     return _CRC.pack(google_crc32c.value(body)) + body

@@ -4,7 +4,8 @@
                      └─► none: told as lost. Readers pass over it, the ledger counts what it held as unresolved
 
 Mending writes a new file and renames it: a segment that a snapshot shares by hard link is never written into. What was
-there goes to store/damaged/. Not covered: a damaged file that recovery cuts as a tear; an index (it is built again).
+there goes to store/damaged/. So does an index that is not what the logs say: the next owner builds another. Not
+covered: a damaged end of the log, which recovery cuts as a tear and keeps as .torn.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from pathlib import Path
 
 from buffers import snapshots
 from buffers.inspection import OnProgress, ignore
+from buffers.log.files import make_folder, sync_folder
 from buffers.log.patching import patch
 from buffers.log.reader import LogReader
 from buffers.log.segments import Gap, Segment
 from buffers.tending import tended
+from buffers.verification import Verified, check_index
 
 ASIDE = "damaged"
 
@@ -61,6 +64,15 @@ def repair(run_folder: Path, *, sources: Sequence[Path] = (), on_progress: OnPro
                     place = aside / f"{name}-{segment.path.name}-{stamp}"
                     patch(segment.path, patches, keep=place)
                     kept.append(place)
+        checked = Verified()
+        if not lost:
+            check_index(store.folder, store.uuid, checked)
+        if checked.defects:
+            place = aside / f"index-{stamp}"
+            make_folder(aside)
+            (store.folder / "index").rename(place)
+            sync_folder(store.folder)
+            kept.append(place)
     return Mended(mended=tuple(mended), lost=tuple(lost), kept=tuple(kept))
 
 

@@ -114,10 +114,10 @@ def repair(
     for log, start, end in done.mended:
         typer.echo(f"mended: {log} LSN {start} to {end}")
     for path in done.kept:
-        typer.echo(f"  what was there is kept: {path}")
+        typer.echo(f"set aside: {path}")
     for log, start, end in done.lost:
         typer.echo(f"lost: {log} LSN {start} to {end}: no other copy has it; name one: --from FOLDER")
-    if not done.mended and not done.lost:
+    if not done.kept and not done.lost:
         typer.echo("nothing is damaged")
 
 

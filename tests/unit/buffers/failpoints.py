@@ -8,12 +8,16 @@ covered: writes that a power loss undoes (tests/unit/buffers/log enumerates thos
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
+
+from contracts.errors import StoreError
 
 STEPS: tuple[tuple[Any, str], ...] = (
     (os, "fsync"),
@@ -27,8 +31,14 @@ STEPS: tuple[tuple[Any, str], ...] = (
 )
 
 
+_MOST = 1000  # steps of one piece of work
+
+
 class Cut(BaseException):
-    """Where the work was stopped. No `except Exception` of ours may take it for a failure that it can go on from."""
+    """Where the work was stopped. No `except Exception` of ours may take it for a failure that it can go on from.
+
+    A log's own thread gets an input or output error in its place, which stops the log for good: nobody waits for it.
+    """
 
 
 @contextmanager
@@ -39,6 +49,8 @@ def cut_before(step: int) -> Iterator[list[str]]:
     def guard(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*arguments: Any, **options: Any) -> Any:
             if len(done) >= step:
+                if current_thread() is not main_thread():
+                    raise OSError(errno.EIO, "stopped")
                 raise Cut(f"before step {step}, {name}")
             done.append(name)
             return call(*arguments, **options)
@@ -51,18 +63,18 @@ def cut_before(step: int) -> Iterator[list[str]]:
         yield done
 
 
-def failpoints(work: Callable[[], object], *, prepare: Callable[[], object], most: int = 200) -> Iterator[int]:
-    """Stop `work` before each of its steps in turn, `prepare` before each; ends when it was not stopped any more."""
-    for step in range(most):
+def failpoints(work: Callable[[], object], *, prepare: Callable[[], object], every: int = 1) -> Iterator[int]:
+    """Stop `work` before every `every`-th of its steps, after `prepare`; ends when it was not stopped any more."""
+    for step in range(0, _MOST, every):
         prepare()
         with cut_before(step):
             try:
                 work()
-            except Cut:
+            except (Cut, StoreError):
                 cut = True
             else:
                 cut = False
         yield step
         if not cut:
             return
-    raise AssertionError(f"{work} takes more than {most} steps")
+    raise AssertionError(f"{work} takes more than {_MOST} steps")

@@ -22,6 +22,7 @@ from tests.unit.buffers.failpoints import failpoints
 from tests.unit.buffers.test_snapshots import make_run, train
 
 STEPS = 4
+CUTS = pytest.mark.parametrize("every", [11, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 
 
 def play(folder: Path, *, steps: int) -> list[str]:
@@ -133,16 +134,20 @@ def test_a_snapshot_that_is_not_whole_is_not_restored(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_a_branch_that_is_cut_at_any_step_is_whole_or_not_there(tmp_path: Path) -> None:
+@CUTS
+def test_a_branch_that_is_cut_at_any_step_is_whole_or_not_there(tmp_path: Path, every: int) -> None:
     run = make_run(tmp_path / "run")
     with opened(run / "store") as bench:
         train(bench, run, steps=1)
         path = snapshots.create(run, "s")
         ledger = bench.owner.ledger()
     other = tmp_path / "other"
-    for _ in failpoints(
-        lambda: branching.restore(path, other, share=True), prepare=lambda: shutil.rmtree(other, ignore_errors=True)
-    ):
+
+    def prepare() -> None:
+        for folder in (other, *tmp_path.glob(".other.*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    for _ in failpoints(lambda: branching.restore(path, other, share=True), prepare=prepare, every=every):
         if other.exists():
             assert StoreView.open(other / "store").ledger() == ledger
         snapshots.verify(path)
@@ -241,7 +246,8 @@ def test_an_archive_that_is_not_there_or_no_place_is_told(tmp_path: Path) -> Non
     restore_archive(uri, tmp_path / "back", uuid=StoreView.open(run / "store").uuid)
 
 
-def test_an_archive_that_is_cut_at_any_step_is_ended_by_the_next(tmp_path: Path) -> None:
+@CUTS
+def test_an_archive_that_is_cut_at_any_step_is_ended_by_the_next(tmp_path: Path, every: int) -> None:
     run = make_run(tmp_path / "run")
     with opened(run / "store") as bench:
         train(bench, run, steps=1)
@@ -252,8 +258,8 @@ def test_an_archive_that_is_cut_at_any_step_is_ended_by_the_next(tmp_path: Path)
         for folder in (far, back):
             shutil.rmtree(folder, ignore_errors=True)
 
-    for step in failpoints(lambda: archive(run, uri), prepare=prepare):
-        if step % 8 == 0:
-            archive(run, uri)
-            restore_archive(uri, back)
-            assert StoreView.open(back / "store").ledger() == ledger
+    for _ in failpoints(lambda: archive(run, uri), prepare=prepare, every=every):
+        archive(run, uri)
+        assert snapshots.find_folders(run) == []
+        restore_archive(uri, back)
+        assert StoreView.open(back / "store").ledger() == ledger

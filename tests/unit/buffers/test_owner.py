@@ -278,12 +278,13 @@ def test_a_reward_may_come_late_or_not_in_time(tmp_path: Path) -> None:
         assert bench.owner.ledger().ended["reward_timeout"] == 1
         (episode,) = bench.owner.read([waiting.lsn])
         feedback = Feedback(episode_id=episode.episode_id, episode_lsn=waiting.lsn, reward=0.5)
-        for wrong, reason in (
+        wrongs: tuple[tuple[dict[str, Any], str], ...] = (
             ({"reward": float("nan")}, "its reward is nan"),
             ({"episode_id": "x"}, f"is {episode.episode_id}"),
             ({"episode_lsn": first.lsn}, "is a Task, not an Episode"),
             ({"episode_lsn": waiting.lsn + 8}, "no frame"),
-        ):
+        )
+        for wrong, reason in wrongs:
             with pytest.raises(StoreError, match=reason):
                 bench.owner.append_feedback(dataclasses.replace(feedback, **wrong))
         reward_lsn = bench.owner.append_feedback(feedback)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,13 @@ import pytest
 from buffers import snapshots
 from buffers.codec import decode
 from buffers.erasure import Choice, erase
+from buffers.index import Changes
 from buffers.log.reader import LogReader
 from buffers.repair import repair
 from buffers.verification import verify
 from buffers.view import StoreView
 from contracts.errors import UserError
-from contracts.records import Episode, Kind, Ledger
+from contracts.records import Batch, Episode, Kind, Ledger, Served
 from tests.unit.buffers.bench import opened
 from tests.unit.buffers.failpoints import failpoints
 from tests.unit.buffers.test_snapshots import checkpoint, make_run, train
@@ -30,12 +30,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(bench, run, steps=2)
         snapshots.create(run, "second")
     with opened(run / "store") as bench:
-        bench.serve(3, step=2, parent=2)
+        bench.owner.decide(Served(version=2, gap=0.0), bench.session)
         bench.play(bench.lease(), version=2)
         lsn, _ = bench.cut(3, parent_version=2)
-        bench.serve(4, step=3, batch_lsn=lsn, parent=2)
-        checkpoint(bench, run, version=4, step=3)
-        bench.play(bench.lease(max_tasks=1), version=4)
+        bench.serve(3, step=3, batch_lsn=lsn)
+        checkpoint(bench, run, version=3, step=3)
+        bench.play(bench.lease(max_tasks=1), version=3)
     return run
 
 
@@ -103,17 +103,18 @@ def test_a_whole_store_has_no_defects(run: Path) -> None:
 
 def test_a_live_store_is_verified_too(run: Path) -> None:
     with opened(run / "store") as bench:
-        bench.serve(5, step=3, parent=4)
-        bench.play(bench.lease(), version=5)
+        bench.owner.decide(Served(version=3, gap=0.0), bench.session)
+        bench.play(bench.lease(), version=3)
         assert verify(run).defects == []
 
 
-def test_every_flipped_bit_of_an_episode_is_found(run: Path) -> None:
+@pytest.mark.parametrize("every", [97, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_every_flipped_bit_of_an_episode_is_found(run: Path, every: int) -> None:
     lsn = min(episodes(run))
     path, offset = place(run, lsn)
     frame = LogReader(run / "store" / "data").read(lsn)
     whole = path.read_bytes()
-    for bit in range(0, 8 * (48 + len(frame.payload)), 7):  # every seventh: each byte is met, each bit of a byte too
+    for bit in range(0, 8 * (48 + len(frame.payload)), every):
         data = bytearray(whole)
         data[offset + bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
@@ -123,7 +124,8 @@ def test_every_flipped_bit_of_an_episode_is_found(run: Path) -> None:
 
 def test_what_a_batch_names_must_be_there(run: Path) -> None:
     lsn = min(episodes(run))
-    damage(*[*place(run, lsn)][:1], offset=place(run, lsn)[1] + 50)
+    path, offset = place(run, lsn)
+    damage(path, offset=offset + 50)
     texts = [one.text for one in verify(run).defects if one.place == "control"]
     assert texts == [f"batch of step 1: there is no episode at LSN {lsn}"]
 
@@ -135,6 +137,27 @@ def test_a_changed_decision_breaks_the_chain(run: Path) -> None:
     damage(path, offset=offset + 100)
     found = [one for one in verify(run).defects if one.place == "control"]
     assert any("bytes are damaged" in one.text for one in found)
+
+
+def test_an_index_that_does_not_say_what_the_logs_say_is_found_and_set_aside(run: Path) -> None:
+    with opened(run / "store") as bench:
+        index = bench.owner._state.index._index
+        lease = min(bench.owner._state.fold.groups)
+        index.write(Changes(index.state, index.data_lsn, index.control_lsn, shelves={"late": [(lease, 1)]}))
+    (defect,) = verify(run).defects
+    assert (defect.place, defect.text.startswith("late: not what the logs say")) == ("index", True)
+    before = ledger(run)
+    (kept,) = repair(run).kept
+    assert (kept / "data.mdb").is_file()
+    assert verify(run).defects == []
+    with opened(run / "store") as bench:
+        assert bench.owner.ledger() == before
+    assert verify(run).defects == []
+    shutil.rmtree(run / "store" / "index")
+    (run / "store" / "index").mkdir()
+    (run / "store" / "index" / "data.mdb").write_bytes(b"no index")
+    (defect,) = verify(run).defects
+    assert "does not read" in defect.text
 
 
 def test_a_damaged_snapshot_is_named(run: Path) -> None:
@@ -201,7 +224,11 @@ def test_repair_never_writes_into_a_shared_file(run: Path) -> None:
     assert not shared.samefile(path)
 
 
-def test_a_repair_that_is_cut_at_any_step_is_done_by_the_next(trained: Path, tmp_path: Path) -> None:
+CUTS = pytest.mark.parametrize("every", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+
+
+@CUTS
+def test_a_repair_that_is_cut_at_any_step_is_done_by_the_next(trained: Path, tmp_path: Path, every: int) -> None:
     run = tmp_path / "run"
     whole, broken, lsn = b"", b"", -1
 
@@ -211,7 +238,7 @@ def test_a_repair_that_is_cut_at_any_step_is_done_by_the_next(trained: Path, tmp
         lsn, whole = break_first_episode(run)
         broken = place(run, lsn)[0].read_bytes()
 
-    for _ in failpoints(lambda: repair(run), prepare=prepare):
+    for _ in failpoints(lambda: repair(run), prepare=prepare, every=every):
         path = run / "store" / "data" / place(run, lsn)[0].name
         assert path.read_bytes() in (whole, broken)
         if path.read_bytes() == whole:
@@ -224,18 +251,18 @@ def test_a_repair_that_is_cut_at_any_step_is_done_by_the_next(trained: Path, tmp
 # ---------------------------------------------------------------------------------------------- erase
 
 
-def secrets_of(run: Path, lsn: int) -> list[bytes]:
-    """The bytes of an episode's tokens, as they lie in its frame."""
-    record = episodes(run)[lsn]
-    return [step.log_probs.tobytes() + step.action.tobytes() for step in record.steps]
-
-
 def test_erased_contents_are_gone_and_counts_stay(run: Path) -> None:
     before, whole = ledger(run), episodes(run)
     lsn = min(whole)
+    path, offset = place(run, lsn)
+    inside = slice(offset + 48, offset + 48 + len(LogReader(run / "store" / "data").read(lsn).payload))
+    (step,) = whole[lsn].steps
+    assert step.log_probs.tobytes() in path.read_bytes()[inside]
     done = erase(run, Choice(episodes=frozenset((whole[lsn].episode_id,))), reason="asked for")
     assert (done.lsns, done.num_snapshots, done.versions) == ((lsn,), 1, (1,))
     after = episodes(run)
+    for folder in (run, run / "snapshots" / "second"):
+        assert step.log_probs.tobytes() not in place(folder, lsn)[0].read_bytes()[inside]
     assert after.keys() == whole.keys()
     assert (after[lsn].steps, after[lsn].reward, after[lsn].lease) == ((), whole[lsn].reward, whole[lsn].lease)
     assert [len(one.steps) for at, one in after.items() if at != lsn] == [1] * (len(whole) - 1)
@@ -261,16 +288,16 @@ def test_a_group_that_was_still_to_be_trained_on_is_closed(run: Path) -> None:
     with opened(run / "store") as bench:
         assert bench.owner.ledger().ended["quarantined"] == 1
         assert bench.owner.ledger().balanced
-        bench.serve(5, step=3, parent=4)
-        bench.play(bench.lease(), version=5)
-        _, batch = bench.cut(4, parent_version=5)
+        bench.owner.decide(Served(version=3, gap=0.0), bench.session)
+        bench.play(bench.lease(), version=3)
+        _, batch = bench.cut(4, parent_version=3)
         assert ready not in [row.episode_lsn for row in batch.rows]
 
 
 def test_what_the_next_start_needs_is_not_erased(run: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000003")
     whole = episodes(run)
-    third = [row.episode_lsn for _, batch in batches(run) for row in batch.rows if batch.step == 3]
+    third = [row.episode_lsn for batch in batches(run) for row in batch.rows if batch.step == 3]
     with pytest.raises(UserError, match="computes that step again: the newest checkpoint is of step 2"):
         erase(run, Choice(lsns=frozenset(third[:1])), reason="asked for")
     assert episodes(run).keys() == whole.keys()
@@ -286,13 +313,16 @@ def test_a_run_that_lives_is_left_alone(run: Path) -> None:
                 work()
 
 
-def test_an_erasure_that_is_cut_at_any_step_is_ended_by_the_next(trained: Path, tmp_path: Path) -> None:
+@CUTS
+def test_an_erasure_that_is_cut_at_any_step_is_ended_by_the_next(trained: Path, tmp_path: Path, every: int) -> None:
     run = tmp_path / "run"
     whole = episodes(trained)
     before = ledger(trained)
     lsn = min(whole)
     choice = Choice(lsns=frozenset((lsn,)))
-    for _ in failpoints(lambda: erase(run, choice, reason="asked for"), prepare=lambda: copy(trained, run), most=400):
+    for _ in failpoints(
+        lambda: erase(run, choice, reason="asked for"), prepare=lambda: copy(trained, run), every=every
+    ):
         begun = bool([1 for _, record in StoreView.open(run / "store").decisions(kinds=[Kind.ERASED])])
         gone = not episodes(run)[lsn].steps
         assert begun or not gone
@@ -304,5 +334,6 @@ def test_an_erasure_that_is_cut_at_any_step_is_ended_by_the_next(trained: Path, 
         assert ledger(run) == before
 
 
-def batches(run: Path) -> Iterator[tuple[int, object]]:
-    return iter(StoreView.open(run / "store").decisions(kinds=[Kind.BATCH]))
+def batches(run: Path) -> list[Batch]:
+    decisions = StoreView.open(run / "store").decisions(kinds=[Kind.BATCH])
+    return [record for _, record in decisions if isinstance(record, Batch)]
