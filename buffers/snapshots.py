@@ -142,6 +142,7 @@ def delete(run_folder: Path, name: str) -> None:
     """Remove a snapshot. What it shares with the run and with branches stays theirs."""
     path = find(run_folder, name)
     gone = path.with_name(f".{name}.{os.getpid()}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # a call of ours that was broken off
     path.rename(gone)
     sync_folder(path.parent)
     shutil.rmtree(gone)

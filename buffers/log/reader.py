@@ -31,7 +31,7 @@ class LogReader:
             raise StoreIdentityError(f"{folder}: there is no log here")
         known = read_lineage(folder) if store_uuid is None else lineage_of(folder, store_uuid)
         schemas = (
-            read_schema(name_segment(folder, start), start_lsn=start, uuid=known and known.at(start))
+            read_schema(name_segment(folder, start), start_lsn=start, uuid=None if known is None else known.at(start))
             for start in self._starts
         )
         schema = next((schema for schema in schemas if schema is not None), None)

@@ -26,7 +26,13 @@ def fill(bench: Bench) -> dict[str, int]:
     first, second, *others = bench.lease()
     acks = bench.play([first, second], wall_time=1.75e9)
     late = bench.owner.append_feedback(
-        Feedback(episode_id="e", episode_lsn=acks[0].lsn, reward=-3.0, producer="reviewer", wall_time=1.75e9)
+        Feedback(
+            episode_id=bench.owner.read([acks[0].lsn])[0].episode_id,
+            episode_lsn=acks[0].lsn,
+            reward=-3.0,
+            producer="reviewer",
+            wall_time=1.75e9,
+        )
     )
     lsn, _ = bench.cut(1)
     bench.serve(1, step=1, batch_lsn=lsn)

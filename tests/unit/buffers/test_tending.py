@@ -108,7 +108,7 @@ def test_a_live_store_is_verified_too(run: Path) -> None:
         assert verify(run).defects == []
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("every", [211, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_every_flipped_bit_of_an_episode_is_found(run: Path, every: int) -> None:
     lsn = min(episodes(run))
     path, offset = place(run, lsn)
@@ -224,7 +224,7 @@ def test_repair_never_writes_into_a_shared_file(run: Path) -> None:
     assert not shared.samefile(path)
 
 
-CUTS = pytest.mark.parametrize("every", [7, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+CUTS = pytest.mark.parametrize("every", [17, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 
 
 @CUTS

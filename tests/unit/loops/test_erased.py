@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from buffers.erasure import Choice, erase
 from buffers.view import StoreView
 from contracts.errors import RunFolderError
-from contracts.records import Batch
+from contracts.records import Batch, Checkpoint
 from loops.replay import rebuild, replay
 from loops.retrain import retrain
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
@@ -17,12 +18,15 @@ from tests.crash.plain import NumpyLearner, PlainRun, plain_config
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Six steps, checkpoints at 0, 4 and 6; an episode of step 2 is erased."""
+    """Six steps, checkpoints of 0, 4 and 6 are kept; an episode of step 2 is erased."""
     plain = PlainRun(tmp_path, config=plain_config(steps=6))
     plain.go()
     plain.close()
     (tmp_path / "config.yaml").write_text("{}\n")
-    batches = [record for _, record in StoreView.open(tmp_path / "store").decisions() if isinstance(record, Batch)]
+    decisions = [record for _, record in StoreView.open(tmp_path / "store").decisions()]
+    (second,) = [one for one in decisions if isinstance(one, Checkpoint) and one.step == 2]
+    shutil.rmtree(tmp_path / second.folder)
+    batches = [one for one in decisions if isinstance(one, Batch)]
     done = erase(tmp_path, Choice(lsns=frozenset((batches[1].rows[0].episode_lsn,))), reason="asked for")
     assert done.versions == (2,)
     return tmp_path
