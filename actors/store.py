@@ -48,6 +48,8 @@ class StoreActor(Process):
         if config.archive.uri is not None:
             archiving = (config.archive.uri, config.archive.every_s)
             Thread(target=self._archive, args=archiving, name="archive", daemon=True).start()
+        if config.store.retention.is_bounded:
+            Thread(target=self._trim, args=(config.store.retention.every_s,), name="retention", daemon=True).start()
 
     def _open_server(self, config: RunConfig, folder: Path, token: str | None) -> StoreServer:
         from serving.exposure import join_address
@@ -63,6 +65,16 @@ class StoreActor(Process):
         where = {"address": join_address(reachable(server.host), server.port), "tls": server.is_secure}
         write_durably(self._address_file, (json.dumps(where) + "\n").encode())
         return server
+
+    def _trim(self, every_s: float) -> None:
+        while not self.stopping.wait(every_s):
+            try:
+                done = self._owner.trim()
+            except (RatchetError, OSError) as error:
+                log.error("nothing was trimmed", extra={"detail": repr(error)})
+                continue
+            if done is not None:
+                log.info("trimmed", extra={"detail": f"{done.num_segments} segments by {done.reason}"})
 
     def _archive(self, uri: str, every_s: float) -> None:
         """Again and again, on a thread of its own. A place that does not answer costs nothing but the metric."""

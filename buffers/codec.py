@@ -44,7 +44,8 @@ _CLASSES: dict[int, type[Record]] = {
         records.Task, records.Episode, records.Feedback, records.Quarantined, records.Hold, records.Review,
         records.Session, records.Batch,
         records.Version, records.Served, records.Guard, records.Checkpoint, records.Branch, records.Skip,
-        records.Closed, records.Failure, records.Evaluation, records.Erased,
+        records.Closed, records.Failure, records.Evaluation, records.Trim,
+        records.Erased,
     )
 }  # fmt: skip
 

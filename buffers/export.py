@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from buffers.inspection import OnProgress, ignore
 from buffers.log.files import sync_folder, sync_tree
+from buffers.log.readers import reading
 from buffers.tables import COLUMNS, SCHEMAS, Experience
 from contracts.errors import UserError
 
@@ -43,12 +44,13 @@ def export(store: Path, out: Path, *, run: str, config_hash: str, on_progress: O
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"an export to {out}", "there is something already", "name a new folder")
-    experience = Experience(store)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        rows = _write(experience, draft, on_progress=on_progress)
+        with reading(store):
+            experience = Experience(store)
+            rows = _write(experience, draft, on_progress=on_progress)
         made = Exported(
             out=out,
             uuid=experience.uuid,

@@ -46,6 +46,7 @@ from contracts.records import (
     Session,
     Skip,
     Task,
+    Trim,
     Version,
 )
 
@@ -99,6 +100,7 @@ class Fold:
     checkpoints: dict[int, tuple[int, Checkpoint]] = field(default_factory=dict)  # branch → newest
     sessions: dict[str, int] = field(default_factory=dict)  # role → newest SESSION
 
+    trim: Trim | None = None  # the newest one
     data_end: int = 0  # all records of each log below these LSNs were applied
     control_end: int = 0
 
@@ -117,6 +119,14 @@ class Fold:
         if rule is not None:
             rule(self, lsn, record)
 
+    def begin(self, trim: Trim) -> None:
+        """Take up, before any record, where a log begins that was trimmed."""
+        self.trim = trim
+        self.num_handed, self.num_episodes, self.num_late = trim.handed, trim.episodes, trim.episodes_late
+        self.ended = Counter({Disposition(name): count for name, count in trim.ended.items()})
+        self.quarantined = Counter({Fault(name): count for name, count in trim.quarantined.items()})
+        self.frontier, self.ahead = trim.frontier, set(trim.ahead)
+
     # ------------------------------------------------------------------------------------------ questions
 
     def ledger(self) -> Ledger:
@@ -131,6 +141,11 @@ class Fold:
             episodes_trained=self.num_trained,
             quarantined={fault.value: self.quarantined[fault] for fault in Fault if self.quarantined[fault]},
         )
+
+    @property
+    def trimmed_lsn(self) -> int:
+        """The data log holds nothing below it."""
+        return 0 if self.trim is None else self.trim.data_lsn
 
     def staleness(self, version: int, ancestor: int) -> int | None:
         """Versions from `ancestor` to `version` along its parents; None where it is no ancestor."""
@@ -215,15 +230,19 @@ class Fold:
 
     def _quarantined(self, lsn: int, record: Quarantined) -> None:
         """It stands in its member's place, where it has one, and makes the group faulty."""
-        self.quarantined[record.fault] += 1
         self._remember(record, lsn)
-        group = self._find(record.lease) if record.fault is not Fault.LEASE else None
+        if record.fault is Fault.LEASE:
+            self.quarantined[record.fault] += 1
+            return
+        group = self._find(record.lease)
         if group is None:
             return
         if record.member in group.lsns:
             self.num_doubled += 1
             return
+        self.quarantined[record.fault] += 1
         group.lsns[record.member] = lsn
+        group.faults[record.member] = record.fault
         if group.stage is not Stage.ENDED:
             group.members[record.member] = Member(
                 valid=False, oldest_version=-1, reward=None, reward_lsn=lsn, ready_lsn=lsn, deadline=None
@@ -268,6 +287,8 @@ class Fold:
     # ------------------------------------------------------------------------------------------ groups
 
     def _find(self, lease: int) -> Group | None:
+        if lease < self.trimmed_lsn:
+            return None  # it is in the sums
         group = self.groups.get(lease)
         if group is None:
             self.num_unresolved += 1
@@ -388,6 +409,10 @@ class Fold:
     def _checkpoint(self, lsn: int, checkpoint: Checkpoint) -> None:
         self.checkpoints[checkpoint.branch] = (lsn, checkpoint)
 
+    def _trim(self, _: int, trim: Trim) -> None:
+        if trim.data_lsn > self.trimmed_lsn:
+            self.trim = trim
+
     def _erased(self, _: int, erased: Erased) -> None:
         """What is empty is not replayed: neither as a stored success nor by a reader of the index."""
         gone = set(erased.lsns)
@@ -420,6 +445,7 @@ _RULES: dict[type[Record], Callable[..., None]] = {
     Hold: Fold._hold,
     Review: Fold._review,
     Erased: Fold._erased,
+    Trim: Fold._trim,
     Session: Fold._session,
     Closed: Fold._closed,
     Batch: Fold._batch,

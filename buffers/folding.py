@@ -15,7 +15,7 @@ from buffers.codec import decode
 from buffers.fold import Fold
 from buffers.groups import Group, Member, Producer, Stage, Verdict
 from buffers.index import Index, Plain
-from contracts.records import Batch, Branch, Checkpoint, Disposition, Fault, Kind, Task, Version
+from contracts.records import Batch, Branch, Checkpoint, Disposition, Fault, Kind, Task, Trim, Version
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -78,6 +78,7 @@ def save_state(fold: Fold) -> Plain:
         "ended": {disposition.value: count for disposition, count in fold.ended.items()},
         "unended": sorted(lease for leases in fold.stages.values() for lease in leases),
         "positions": [[position, *newest] for position, newest in fold.positions.items()],
+        "trim": fold.trim,
         "ahead": sorted(fold.ahead),
         "to_hand_again": sorted(fold.to_hand_again),
         "branches": list(fold.branches.values()),
@@ -94,6 +95,7 @@ def _unpack_state(fold: Fold, state: Plain) -> None:
     fold.ended = Counter({Disposition(name): count for name, count in state["ended"].items()})
     fold.quarantined = Counter({Fault(name): count for name, count in state["quarantined"].items()})
     fold.positions = {position: (lease, attempt) for position, lease, attempt in state["positions"]}
+    fold.trim = None if state["trim"] is None else cast(Trim, decode(Kind.TRIM, state["trim"]))
     fold.ahead, fold.to_hand_again = set(state["ahead"]), set(state["to_hand_again"])
     for payload in state["branches"]:
         branch = cast(Branch, decode(Kind.BRANCH, payload))
@@ -123,6 +125,7 @@ def _pack_group(group: Group) -> Plain:
         [[number, *astuple(member)] for number, member in group.members.items()],
         group.closed_at,
         group.num_late,
+        [[member, fault.value] for member, fault in group.faults.items()],
         group.verdict.value,
         group.verdict_lsn,
     ]
@@ -130,7 +133,7 @@ def _pack_group(group: Group) -> Plain:
 
 def _unpack_group(plain: Plain) -> Group:
     (task_id, position, index, group_size, producer, branch, attempt), payload, lease, stage, disposition, *rest = plain
-    lsns, members, closed_at, num_late, verdict, verdict_lsn = rest
+    lsns, members, closed_at, num_late, faults, verdict, verdict_lsn = rest
     task = Task(
         task_id=task_id, position=position, index=index, group_size=group_size, producer=producer, branch=branch,
         attempt=attempt, payload=payload,
@@ -144,6 +147,7 @@ def _unpack_group(plain: Plain) -> Group:
         disposition=None if disposition is None else Disposition(disposition),
         closed_at=closed_at,
         num_late=num_late,
+        faults={member: Fault(fault) for member, fault in faults},
         verdict=Verdict(verdict),
         verdict_lsn=verdict_lsn,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from contracts.records import Disposition, Task
+from contracts.records import Disposition, Fault, Task
 
 
 class Stage(Enum):
@@ -53,6 +53,7 @@ class Group:
     disposition: Disposition | None = None
     closed_at: int | None = None  # data LSN from which on its episodes are late
     num_late: int = 0
+    faults: dict[int, Fault] = field(default_factory=dict)  # quarantined member → what is wrong with it
     verdict: Verdict = Verdict.NONE
     verdict_lsn: int = -1  # the HOLD or REVIEW that said so
 

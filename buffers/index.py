@@ -265,6 +265,11 @@ def read_cut(folder: Path, *, uuid: UUID) -> Cut:
     return Cut(data_lsn, control_lsn, state, shelves)
 
 
+def pack_state(state: Plain) -> Plain:
+    """The rest of the fold as it is read back."""
+    return _unseal(_seal(state))
+
+
 def pack_entries(entries: Sequence[tuple[Plain, Plain]]) -> dict[bytes, bytes]:
     """A shelf's (key, value) as they lie in its table."""
     return {_key(key): _seal([key, value]) for key, value in entries}

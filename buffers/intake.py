@@ -90,7 +90,7 @@ class Intake:
         """Keep a HOLD or REVIEW; whether it came before the group's batch was cut. Raises StoreError on no lease."""
         state = self._state
         with state.lock:
-            if state.fold.groups.get(record.lease) is None:
+            if record.lease < state.fold.trimmed_lsn or state.fold.groups.get(record.lease) is None:
                 raise StoreError(f"{record.lease} is no lease of this store")
             future = state.data.submit([record])
         state.finish(future)
@@ -116,7 +116,10 @@ class Intake:
         return _Arrival(episode, record, encode(record))
 
     def _check_lease(self, episode: Episode) -> Flaw | None:
-        group = self._state.fold.groups.get(episode.lease)
+        state = self._state
+        if episode.lease < max(state.fold.trimmed_lsn, state.trimming_lsn):
+            return Flaw(Fault.LEASE, f"{episode.lease} ended so long ago that it was trimmed")
+        group = state.fold.groups.get(episode.lease)
         if group is None:
             return Flaw(Fault.LEASE, f"{episode.lease} is no lease of this store")
         task = group.task

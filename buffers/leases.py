@@ -68,6 +68,11 @@ class Leases:
         """Whether an episode of it is on its way into the log."""
         return lease in self._arriving
 
+    @property
+    def oldest_awaited(self) -> int | None:
+        """The oldest lease of which an episode is on its way into the log."""
+        return min(self._arriving, default=None)
+
     def arrived(self, members: Iterable[tuple[int, int]]) -> None:
         """Their append was applied, or failed."""
         for lease, member in members:

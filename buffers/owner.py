@@ -24,6 +24,7 @@ from buffers.log.files import in_store_errors, write_durably
 from buffers.log.identity import Claim, claim, create_store, read_identity
 from buffers.log.writer import LogWriter
 from buffers.reading import Records
+from buffers.retention import Retention, Trimmed, finish_trim
 from buffers.state import StoreState
 from configs.schema import RunConfig
 from contracts.errors import StoreError, StoreIdentityError, StoreStoppedError
@@ -42,7 +43,14 @@ class StoreOwner:
     """Implements contracts.protocols.Store; what a call promises is said there."""
 
     def __init__(
-        self, state: StoreState, *, held: Claim, records: Records, source: TaskSource, resources: ExitStack
+        self,
+        state: StoreState,
+        *,
+        folder: Path,
+        held: Claim,
+        records: Records,
+        source: TaskSource,
+        resources: ExitStack,
     ) -> None:
         self.uuid: UUID = held.uuid
         self.epoch: int = held.epoch
@@ -50,6 +58,7 @@ class StoreOwner:
         self._dispenser = Dispenser(state, source=source, store_epoch=held.epoch)
         self._intake = Intake(state)
         self._decider = Decider(state, records=records)
+        self._retention = Retention(state, records=records, folder=folder)
 
     @classmethod
     def open(
@@ -90,7 +99,7 @@ class StoreOwner:
             state = StoreState(data=data, control=control, config=config, index=indexer, clock=clock)
             state.leases.orphans = set(state.fold.stages[Stage.OPEN])
             resources.callback(state.close)
-            owner = cls(state, held=held, records=records, source=source, resources=resources)
+            owner = cls(state, folder=folder, held=held, records=records, source=source, resources=resources)
             owner.open_session(Session(role="owner", epoch=held.epoch, wall_time=time.time()))
             owner._resources = resources.pop_all()
         return owner
@@ -134,6 +143,10 @@ class StoreOwner:
         """Say what was found. The group may then be trained on, or ends as quarantined. False: it has ended, or may
         not be changed any more."""
         return self._intake.judge(record)
+
+    def trim(self) -> Trimmed | None:
+        """Let go of the oldest segments of the data log, as far as `store.retention` says and nobody needs them."""
+        return self._retention.trim()
 
     # ------------------------------------------------------------------------------------------ learners
 
@@ -235,7 +248,13 @@ def _recover(
         indexer = Indexer(index, lock=lock, sync=sync)
     try:
         fold = indexer.fold
-        part = {"data": (fold.data_end, data.end_lsn), "control": (fold.control_end, control.end_lsn)}
+        if fold.control_end == 0:
+            records.begin(fold, control_end=control.end_lsn)
+        finish_trim(folder, fold.trimmed_lsn)
+        part = {
+            "data": (max(fold.data_end, fold.trimmed_lsn), data.end_lsn),
+            "control": (fold.control_end, control.end_lsn),
+        }
         for lsn, record in records.replay(**part):
             indexer.recall(lsn, record)
         indexer.start()

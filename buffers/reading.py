@@ -10,9 +10,10 @@ from typing import cast
 from uuid import UUID
 
 from buffers.codec import decode, peek
+from buffers.fold import Fold
 from buffers.log.reader import LogReader
 from contracts.errors import StoreError
-from contracts.records import Batch, Closed, ControlRecord, Episode, Feedback, Kind, Record
+from contracts.records import Batch, Closed, ControlRecord, Episode, Feedback, Kind, Record, Trim
 
 
 class Records:
@@ -31,6 +32,12 @@ class Records:
     def scan_control(self, start: int, end: int) -> Iterator[tuple[int, ControlRecord]]:
         for frame in self.control.scan(start, end):
             yield frame.lsn, cast(ControlRecord, decode(frame.kind, frame.payload))
+
+    def begin(self, fold: Fold, *, control_end: int) -> None:
+        """Have an empty fold take up where the data log begins, if it was trimmed."""
+        trims = [frame for frame in self.control.scan(0, control_end) if frame.kind == Kind.TRIM]
+        if trims:
+            fold.begin(cast(Trim, decode(trims[-1].kind, trims[-1].payload)))
 
     def replay(self, *, data: tuple[int, int], control: tuple[int, int]) -> Iterator[tuple[int, Record]]:
         """Both logs' records between these LSNs as one history: each decision right after the data that it may name.

@@ -22,6 +22,7 @@ from buffers.codec import decode
 from buffers.index import ROWS_A_BLOCK, IndexReader
 from buffers.log.identity import read_identity
 from buffers.log.mapped import MappedLog
+from buffers.log.readers import reading
 from buffers.sum_tree import SumTree, importance_weights
 from contracts.errors import StoreError, StoreIdentityError
 from contracts.records import Episode, Kind
@@ -42,11 +43,13 @@ class ReplayReader:
     """The rows as of the last `refresh`. For one thread. Made by `open`."""
 
     def __init__(self, folder: Path, *, uuid: UUID) -> None:
+        self._folder = folder
         self._index = IndexReader(folder / "index")
         self._log = MappedLog(folder / "data", uuid=uuid)
         self._lsns = np.zeros(0, dtype=np.int64)
         self._late = np.zeros(0, dtype=np.int64)  # rows
         self._tree: SumTree | None = None
+        self._first = 0  # rows below it were trimmed
         self.num_rows = 0
         self.refresh()
 
@@ -67,7 +70,9 @@ class ReplayReader:
     def refresh(self) -> None:
         """Take in what the index got since. It holds nothing that is not durable, so the log is looked at after it."""
         blocks, num_rows, late = self._index.read_rows(since=self.num_rows)
-        self._log.refresh()
+        with reading(self._folder):
+            self._log.refresh()
+            self._log.map_all()  # what is mapped stays readable when it is trimmed
         if num_rows > self.num_rows:
             kept = self.num_rows - self.num_rows % ROWS_A_BLOCK
             new = np.frombuffer(b"".join(blocks), dtype="<i8")
@@ -81,6 +86,10 @@ class ReplayReader:
         places = np.searchsorted(self._lsns[:num_rows], lsns)
         places = places[places < num_rows]
         self._late = places[np.isin(self._lsns[places], lsns)]
+        first = int(np.searchsorted(self._lsns[:num_rows], self._log.first_lsn))
+        if self._tree is not None and first > self._first:
+            self._tree.set(np.arange(self._first, first), np.zeros(first - self._first, dtype=np.int64))
+        self._first = first
 
     # ------------------------------------------------------------------------------------------ drawing
 
@@ -88,9 +97,9 @@ class ReplayReader:
         """`num` rows with replacement, of those below `data_lsn` (None: all). Raises StoreError where there is none."""
         num_rows = self._count(data_lsn)
         rng = np.random.default_rng(seed)
-        rows = rng.integers(num_rows, size=num)
+        rows = rng.integers(self._first, num_rows, size=num)
         while (late := np.isin(rows, self._late)).any():
-            rows[late] = rng.integers(num_rows, size=int(late.sum()))
+            rows[late] = rng.integers(self._first, num_rows, size=int(late.sum()))
         return Draw(rows, self._lsns[rows], np.ones(num))
 
     def draw_by_priority(self, num: int, *, seed: int, beta: float) -> Draw:
@@ -107,6 +116,7 @@ class ReplayReader:
     def draw_by_task(self, num: int, *, seed: int, tasks: Sequence[Sequence[int]]) -> Draw:
         """As many rows of each task as of any other, up to one. `tasks`: the rows of each."""
         usable = [np.setdiff1d(rows, self._late) for rows in tasks]
+        usable = [rows[rows >= self._first] for rows in usable]
         usable = [rows for rows in usable if len(rows)]
         if not usable:
             raise StoreError("no task has a row that may be drawn")
@@ -135,6 +145,6 @@ class ReplayReader:
     def _count(self, data_lsn: int | None) -> int:
         """Rows below `data_lsn`; one of them at least may be drawn."""
         num_rows = self.num_rows if data_lsn is None else int(np.searchsorted(self._lsns[: self.num_rows], data_lsn))
-        if num_rows <= int((self._late < num_rows).sum()):
+        if num_rows - self._first <= int(((self._late >= self._first) & (self._late < num_rows)).sum()):
             raise StoreError("there is no row to draw: no episode with a reward that is not late")
         return num_rows

@@ -23,6 +23,7 @@ from typing import Any
 from buffers.log.files import sync_folder, sync_tree, write_durably
 from buffers.log.lineage import LINEAGE
 from buffers.log.reader import LogReader
+from buffers.log.readers import reading
 from buffers.view import StoreView
 from contracts.errors import FormatError, RunFolderError, UserError
 from contracts.records import Checkpoint, Kind
@@ -69,7 +70,8 @@ def create(run_folder: Path, name: str) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        described = _fill(draft, run_folder, name)
+        with reading(run_folder / "store"):
+            described = _fill(draft, run_folder, name)
         write_manifest(draft, described)
         sync_tree(draft)
         draft.rename(final)

@@ -49,6 +49,7 @@ class StoreState:
         self.leases = Leases(timeout_s=config.rollout.lease_timeout_s)
         self.data = Pipeline(data, apply=self._apply_data, durable=config.store.ack == "durable")
         self.control = Pipeline(control, apply=self.fold.apply, durable=True)
+        self.trimming_lsn = 0  # what lies below is on its way out
         self.epochs: dict[str, int] = {}  # producer → its epoch
         self.reserved: set[int] = set()  # positions whose TASK is on its way into the log
         self.ending: dict[int, Future[list[int]]] = {}  # leases whose CLOSED or BATCH is on its way

@@ -6,7 +6,7 @@
 | the control log | each frame carries the hash of the one before |
 | what decisions name | it is in the data log, and is what the decision takes it for |
 | erased records | their contents are gone |
-| the index | it holds, entry for entry, what a fold over the logs up to its cut gives |
+| the index | it holds, entry for entry, what a fold over the logs up to its cut gives, until they are trimmed |
 | snapshots | every file's sha256 is the manifest's |
 
 Not covered: that a checkpoint's weights are those that its record names (loading it compares them). Memory: 8 bytes a
@@ -22,14 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-import msgpack
-
 from buffers import snapshots
 from buffers.codec import peek
 from buffers.erasure import has_contents
 from buffers.fold import Fold
 from buffers.folding import save_shelves, save_state
-from buffers.index import pack_entries, read_cut
+from buffers.index import pack_entries, pack_state, read_cut
 from buffers.inspection import OnProgress, ignore
 from buffers.log.frames import FIRST_DIGEST, RawFrame
 from buffers.log.identity import read_identity
@@ -168,12 +166,14 @@ def check_index(store: Path, uuid: UUID, found: Verified) -> None:
     except StoreError as error:
         found.defects.append(Defect(place="index", lsn=None, text=f"{error}; `ratchet store repair` sets it aside"))
         return
-    fold = Fold()
-    replayed = Records(store, uuid=uuid).replay(data=(0, cut.data_lsn), control=(0, cut.control_lsn))
-    for lsn, record in replayed:
+    fold, records = Fold(), Records(store, uuid=uuid)
+    records.begin(fold, control_end=cut.control_lsn)
+    if fold.trim is not None:
+        return  # the index knows what the logs no longer say
+    for lsn, record in records.replay(data=(0, cut.data_lsn), control=(0, cut.control_lsn)):
         fold.apply(lsn, record)
     wrong = [name for name, entries in save_shelves(fold).items() if pack_entries(entries) != cut.shelves[name]]
-    if msgpack.unpackb(msgpack.packb(save_state(fold)), strict_map_key=False) != cut.state:
+    if pack_state(save_state(fold)) != cut.state:
         wrong.append("state")
     if wrong:
         text = f"{', '.join(wrong)}: not what the logs say up to its cut; `ratchet store repair` sets it aside"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
 from buffers.fold import Fold
 from buffers.log.identity import read_identity
+from buffers.log.readers import reading
 from buffers.reading import Records
 from contracts.errors import StoreIdentityError
 from contracts.records import ControlRecord, Episode, Kind, Ledger
@@ -20,8 +22,8 @@ class StoreView:
     `fold` is the state of everything below `data_lsn` and `control_lsn`, both durable.
     """
 
-    def __init__(self, records: Records) -> None:
-        self.uuid = records.uuid
+    def __init__(self, records: Records, *, folder: Path) -> None:
+        self.uuid, self._folder, self._reading = records.uuid, folder, ExitStack()
         self.fold = Fold()
         self.data_lsn = self.control_lsn = 0
         self._records = records
@@ -33,17 +35,22 @@ class StoreView:
         found = read_identity(folder)
         if uuid is not None and UUID(str(uuid)) != found:
             raise StoreIdentityError(f"{folder} holds store {found}, not {uuid}, which was asked for")
-        return cls(Records(folder, uuid=found))
+        return cls(Records(folder, uuid=found), folder=folder)
 
     def __enter__(self) -> Self:
+        """Inside a `with` block nothing that the view shows is trimmed."""
+        self._reading.enter_context(reading(self._folder))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held open between two calls."""
+        self._reading.close()
 
     def refresh(self) -> None:
         """Take in what became durable since. Control's mark is read first: what it names is then below data's."""
         control_lsn, data_lsn = self._records.control.watermark(), self._records.data.watermark()
+        if self.control_lsn == 0:
+            self._records.begin(self.fold, control_end=control_lsn)
+            self.data_lsn = self.fold.trimmed_lsn
         for lsn, record in self._records.replay(
             data=(self.data_lsn, data_lsn), control=(self.control_lsn, control_lsn)
         ):

@@ -205,7 +205,22 @@ class Rollout(Section):
     num_gpus: float = _free(0.0, ge=0)
 
 
+class Retention(Section):
+    """How much experience is kept. The oldest whole segments go, as far as all bounds ask; what a start, a checkpoint's
+    replay, a waiting group or a reader needs stays. All None: everything is kept."""
+
+    max_mib: int | None = _free(None, ge=1)  # of the data log
+    max_age_s: float | None = _free(None, gt=0)  # of the newest record in a segment
+    max_episodes: int | None = _free(None, ge=1)
+    every_s: float = _free(60.0, gt=0)  # how often it is looked at
+
+    @property
+    def is_bounded(self) -> bool:
+        return not self.max_mib is self.max_age_s is self.max_episodes is None
+
+
 class Store(Section):
+    retention: Retention = Retention()
     ack: Literal["durable", "os"] = "durable"
     segment_mib: int = Field(128, ge=1)
     control_segment_mib: int = Field(16, ge=1)

@@ -60,7 +60,7 @@ def replay(
     if as_json:
         typer.echo(json.dumps(_report(folder, steps)))
     elif not unequal:
-        rest = f"; {len(lost)} not rebuildable, since experience of them was erased" if lost else ""
+        rest = f"; {len(lost)} not rebuildable, since experience of them was erased or trimmed" if lost else ""
         typer.echo(f"{len(steps) - len(lost)} steps, every one equal{rest}")
     if unequal:
         first = unequal[0]
@@ -204,7 +204,7 @@ def _report(folder: Path, steps: list[ReplayedStep]) -> dict[str, object]:
 
 def _show(step: ReplayedStep) -> None:
     if step.lost:
-        typer.echo(f"step {step.step}  version {step.version}  not rebuildable: its experience was erased")
+        typer.echo(f"step {step.step}  version {step.version}  not rebuildable: its experience was erased or trimmed")
         return
     verdict = "equal" if step.equal else f"DIFFERS: logged {step.logged[:16]}"
     typer.echo(f"step {step.step}  version {step.version}  {step.computed[:16]}  {verdict}")

@@ -49,6 +49,7 @@ class Kind(IntEnum):
     CLOSED = 72
     FAILURE = 73
     EVALUATION = 74
+    TRIM = 75
     ERASED = 76
 
 
@@ -410,6 +411,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trim:
+    """The data log begins at `data_lsn` from now on. What is gone is kept as sums: over all tasks handed out below it,
+    each with everything that came of it, wherever that lies."""
+
+    KIND: ClassVar[Kind] = Kind.TRIM
+    data_lsn: int
+    reason: str
+    handed: int
+    ended: dict[str, int]  # Disposition value -> tasks
+    episodes: int
+    episodes_late: int
+    quarantined: dict[str, int]  # Fault value -> episodes
+    frontier: int  # the smallest position never handed out
+    ahead: tuple[int, ...]  # positions above it that were
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Erased:
     """The contents of these records of the data log are gone for good: what is left says who, when and how rewarded.
 
@@ -424,7 +443,19 @@ class Erased:
 
 DataRecord = Task | Episode | Feedback | Quarantined | Hold | Review
 ControlRecord = (
-    Session | Batch | Version | Served | Guard | Checkpoint | Branch | Skip | Closed | Failure | Evaluation | Erased
+    Session
+    | Batch
+    | Version
+    | Served
+    | Guard
+    | Checkpoint
+    | Branch
+    | Skip
+    | Closed
+    | Failure
+    | Evaluation
+    | Trim
+    | Erased
 )
 Record = DataRecord | ControlRecord
 

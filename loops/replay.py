@@ -12,7 +12,7 @@ from typing import Protocol
 
 from contracts.errors import ReplayMismatchError, RunFolderError
 from contracts.protocols import Learner
-from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Erased, Skip, Version
+from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Erased, Skip, Trim, Version
 
 
 class History(Protocol):
@@ -27,7 +27,7 @@ class History(Protocol):
 class ReplayedStep:
     """One step computed again. `version` is the logged one that it is compared with.
 
-    `lost`: it could not be, since episodes of it, or of a step before it, were erased; `computed` is then empty.
+    `lost`: it could not be: episodes of it, or of a step before it, were erased or trimmed; `computed` is then empty.
     """
 
     step: int
@@ -53,12 +53,12 @@ def replay(
     """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError.
 
     After a step that differs the next kept checkpoint is loaded: one difference does not make all later steps differ.
-    The same after a step whose episodes were erased; those up to that checkpoint are told as lost.
+    The same after a step whose episodes were erased or trimmed; those up to that checkpoint are told as lost.
     """
     records = history.decisions()
     start = _load(records, folder=folder, learner=learner, newest_up_to=None)
     checkpoints = {checkpoint.step: checkpoint for checkpoint in kept_checkpoints(records, folder=folder)}
-    versions, erased = _versions_by_batch(records), erased_lsns(records)
+    versions, gone = _versions_by_batch(records), Gone.of(records)
     steps: list[ReplayedStep] = []
     stands_at = start.step  # the step whose state the learner has
     for lsn, batch in computed_batches(records, after=start.step, until=until):
@@ -66,7 +66,7 @@ def replay(
         if stands_at != batch.step - 1 and before is not None:
             learner.load(str(folder / before.folder), before.state_hash)
             stands_at = before.step
-        if stands_at != batch.step - 1 or _is_erased(batch, erased):
+        if stands_at != batch.step - 1 or gone.count(batch):
             logged = versions[lsn][0]
             step = ReplayedStep(
                 step=batch.step, version=logged.version, batch_lsn=lsn, logged=logged.root_hash, computed="", lost=True
@@ -85,7 +85,7 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
     """Bring `learner` to `version` from the newest checkpoint at or below it.
 
     Raises RunFolderError where the log has no such version, no checkpoint is left, or episodes that it takes were
-    erased; ReplayMismatchError where this machine computes other bits than the log has.
+    erased or trimmed; ReplayMismatchError where this machine computes other bits than the log has.
     """
     records = history.decisions()
     versions = {record.version: record for _, record in records if isinstance(record, Version)}
@@ -97,9 +97,9 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
         )
     wanted = versions[version]
     start = _load(records, folder=folder, learner=learner, newest_up_to=wanted.step)
-    made, erased = _versions_by_batch(records), erased_lsns(records)
+    made, gone = _versions_by_batch(records), Gone.of(records)
     for lsn, batch in computed_batches(records, after=start.step, until=wanted.step):
-        refuse_erased(batch, erased, folder=folder)
+        gone.refuse(batch, folder=folder)
         _compute(history, learner, lsn, batch, made[lsn])
     if learner.root_hash() != wanted.root_hash:
         raise ReplayMismatchError(
@@ -109,24 +109,30 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
     return wanted
 
 
-def erased_lsns(records: Sequence[tuple[int, ControlRecord]]) -> set[int]:
-    """LSNs of the episodes whose contents are gone for good."""
-    return {lsn for _, record in records if isinstance(record, Erased) for lsn in record.lsns}
+@dataclass(frozen=True)
+class Gone:
+    """Which episodes a log no longer has: those that were erased, and all below where it was trimmed."""
 
+    erased: frozenset[int]
+    trimmed_lsn: int
 
-def refuse_erased(batch: Batch, erased: set[int], *, folder: Path) -> None:
-    """Raises RunFolderError where a batch cannot be computed again."""
-    if _is_erased(batch, erased):
-        gone = sum(row.episode_lsn in erased for row in batch.rows)
-        raise RunFolderError(
-            f"step {batch.step} of {folder.name} again",
-            f"{gone} of its {len(batch.rows)} episodes were erased, so no version can be computed from it",
-            "take a version from a checkpoint that was kept at or after that step",
-        )
+    @classmethod
+    def of(cls, records: Sequence[tuple[int, ControlRecord]]) -> Gone:
+        erased = frozenset(lsn for _, record in records if isinstance(record, Erased) for lsn in record.lsns)
+        return cls(erased, max((record.data_lsn for _, record in records if isinstance(record, Trim)), default=0))
 
+    def count(self, batch: Batch) -> int:
+        """Rows of the batch that cannot be read again."""
+        return sum(row.episode_lsn in self.erased or row.episode_lsn < self.trimmed_lsn for row in batch.rows)
 
-def _is_erased(batch: Batch, erased: set[int]) -> bool:
-    return any(row.episode_lsn in erased for row in batch.rows)
+    def refuse(self, batch: Batch, *, folder: Path) -> None:
+        """Raises RunFolderError where a batch cannot be computed again."""
+        if gone := self.count(batch):
+            raise RunFolderError(
+                f"step {batch.step} of {folder.name} again",
+                f"{gone} of its {len(batch.rows)} episodes were erased or trimmed: no version can be computed from it",
+                "take a version from a checkpoint that was kept at or after that step",
+            )
 
 
 def _versions_by_batch(records: Sequence[tuple[int, ControlRecord]]) -> dict[int, list[Version]]:

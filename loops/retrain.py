@@ -22,7 +22,7 @@ import numpy as np
 from contracts.errors import RunFolderError
 from contracts.protocols import Learner
 from contracts.records import Batch, Episode, Row
-from loops.replay import History, computed_batches, erased_lsns, kept_checkpoints, refuse_erased
+from loops.replay import Gone, History, computed_batches, kept_checkpoints
 from loops.tasks import derive_seed
 
 END_SHARE = 0.1  # of the steps: the last ones, whose mean is the branch's end
@@ -63,9 +63,9 @@ def retrain(
         )
     learner.load(str(folder / genesis.folder), genesis.state_hash)
     steps: list[BranchStep] = []
-    erased = erased_lsns(records)
+    gone = Gone.of(records)
     for _, batch in batches:
-        refuse_erased(batch, erased, folder=folder)
+        gone.refuse(batch, folder=folder)
         episodes = history.episodes([row.reward_lsn for row in batch.rows])
         result = learner.step(*(resample(batch, episodes, seed=seed) if seed else (batch, episodes)))
         steps.append(BranchStep(seed=seed, step=batch.step, num_steps=len(batches), stats=dict(result.stats)))

@@ -35,6 +35,19 @@ class MappedLog:
         self.durable_lsn = self._reader.watermark()
         self._starts = list_starts(self._folder)
 
+    @property
+    def first_lsn(self) -> int:
+        """Where the log begins."""
+        return self._starts[0] if self._starts else 0
+
+    def map_all(self) -> None:
+        """Map every segment: those that are trimmed from now on stay readable here. Address space, no memory."""
+        for start in self._starts:
+            if start not in self._maps:
+                self._map(start)
+        for start in self._maps.keys() - set(self._starts):
+            del self._maps[start]
+
     def payloads(self, lsns: Sequence[int], *, verify: bool = False) -> list[memoryview]:
         """Views of the records' bytes, in the order of `lsns`; they live as long as somebody holds them.
 

@@ -32,7 +32,7 @@ class LogReader:
         known = read_lineage(folder) if store_uuid is None else lineage_of(folder, store_uuid)
         schemas = (
             read_schema(name_segment(folder, start), start_lsn=start, uuid=None if known is None else known.at(start))
-            for start in self._starts
+            for start in reversed(self._starts)  # the oldest may be trimmed at this moment
         )
         schema = next((schema for schema in schemas if schema is not None), None)
         if schema is None:

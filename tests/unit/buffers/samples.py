@@ -35,6 +35,7 @@ from contracts.records import (
     Step,
     StopReason,
     Task,
+    Trim,
     Version,
 )
 
@@ -163,6 +164,18 @@ SAMPLES: dict[Kind, Record] = {
         leases=(4096, 5000), disposition=Disposition.ABANDONED, reason="the lease timed out", data_lsn=9_008
     ),
     Kind.FAILURE: Failure(role="learner", detail="LearnerError('loss is nan')", batch_lsn=2048),
+    Kind.TRIM: Trim(
+        data_lsn=65_536,
+        reason="size",
+        handed=12,
+        ended={"trained": 10, "stale": 2},
+        episodes=95,
+        episodes_late=1,
+        quarantined={"dtype": 1},
+        frontier=40,
+        ahead=(42, 44),
+        wall_time=1.75e9,
+    ),
     Kind.ERASED: Erased(lsns=(8192, 8704), reason="a person asked for it", wall_time=1.75e9),
     Kind.EVALUATION: Evaluation(
         version=17,

@@ -42,7 +42,7 @@ def test_a_version_is_rebuilt_from_a_checkpoint_after_it_or_refused(run: Path) -
     view = StoreView.open(run / "store")
     for version in (1, 4, 5, 6):
         assert rebuild(view, folder=run, learner=NumpyLearner(), version=version).version == version
-    with pytest.raises(RunFolderError, match="1 of its 4 episodes were erased"):
+    with pytest.raises(RunFolderError, match="1 of its 4 episodes were erased or trimmed"):
         rebuild(view, folder=run, learner=NumpyLearner(), version=3)
     with pytest.raises(RunFolderError, match=r"step 2 of .* again"):
         retrain(view, folder=run, learner=NumpyLearner())

@@ -1,0 +1,80 @@
+"""Who reads a log from outside the owner: as long as somebody does, what he began with is not trimmed.
+
+store/readers/gate          held shared while a reader says where it stands, exclusively while the log is trimmed
+store/readers/PID-N.lease   an LSN; locked for as long as the reader lives: a dead one pins nothing
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from buffers.log.segments import list_starts
+
+_FOLDER = "readers"
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def reading(store: Path) -> Iterator[int]:
+    """Inside the block nothing of the data log that is there now goes; its first LSN."""
+    try:
+        gate = os.open(store / _FOLDER / "gate", os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        yield _first(store)
+        return
+    path = store / _FOLDER / f"{os.getpid()}-{next(_NUMBERS)}.lease"
+    try:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+        lease = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(lease, fcntl.LOCK_EX)
+        first = _first(store)
+        os.pwrite(lease, b"%d" % first, 0)
+    finally:
+        os.close(gate)
+    try:
+        yield first
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lease)
+
+
+@contextmanager
+def trimming(store: Path) -> Iterator[int | None]:
+    """Inside the block no reader begins; the lowest LSN that one of them needs, None where there is none."""
+    gate = os.open(store / _FOLDER / "gate", os.O_RDWR)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield min(_find_pins(store), default=None)
+    finally:
+        os.close(gate)
+
+
+def make_gate(store: Path) -> None:
+    """Of a store that may be trimmed. Its owner's first step; made again it stays as it is."""
+    (store / _FOLDER).mkdir(exist_ok=True)
+    (store / _FOLDER / "gate").touch()
+
+
+def _first(store: Path) -> int:
+    return min(list_starts(store / "data"), default=0)
+
+
+def _find_pins(store: Path) -> Iterator[int]:
+    for path in (store / _FOLDER).glob("*.lease"):
+        try:
+            lease = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue  # it ended just now
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield int(os.pread(lease, 32, 0) or b"0")
+        else:
+            path.unlink(missing_ok=True)  # its reader is dead
+        finally:
+            os.close(lease)
