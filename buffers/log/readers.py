@@ -61,7 +61,8 @@ def make_gate(store: Path) -> None:
 
 
 def _first(store: Path) -> int:
-    return min(list_starts(store / "data"), default=0)
+    folder = store / "data"
+    return min(list_starts(folder), default=0) if folder.is_dir() else 0
 
 
 def _find_pins(store: Path) -> Iterator[int]:
