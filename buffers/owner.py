@@ -238,7 +238,7 @@ def _recover(
 
     lock = Lock()
     try:
-        if index.data_lsn > data.end_lsn or index.control_lsn > control.end_lsn:
+        if index.data_lsn > data.recovery.end_lsn or index.control_lsn > control.recovery.end_lsn:
             raise IndexDamagedError("the index is ahead of the logs")
         indexer = Indexer(index, lock=lock, sync=sync)
     except (IndexDamagedError, StoreStoppedError):

@@ -219,7 +219,7 @@ FAULTS = (
     Fault(
         "an index ahead of the log is trusted",
         "buffers/owner.py",
-        "        if index.data_lsn > data.end_lsn or index.control_lsn > control.end_lsn:\n",
+        "        if index.data_lsn > data.recovery.end_lsn or index.control_lsn > control.recovery.end_lsn:\n",
         "        if False:\n",
         "tests/unit/buffers/test_index.py::test_an_index_ahead_of_the_log_is_built_again",
     ),
@@ -275,7 +275,7 @@ FAULTS = (
     Fault(
         "a snapshot's files are not compared",
         "buffers/snapshots.py",
-        "        if member in found and _hash(path / member) != digest\n",
+        "        if member in found and hash_file(path / member) != digest\n",
         "        if False\n",
         "tests/unit/buffers/test_snapshots.py::test_damage_is_found_and_named",
     ),

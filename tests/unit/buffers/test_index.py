@@ -19,6 +19,7 @@ from buffers.fold import FIRST_CONTROL_KIND, Fold
 from buffers.folding import load, save_state
 from buffers.index import Changes, Index
 from buffers.indexing import Indexer
+from buffers.log.recovery import examine
 from buffers.view import StoreView
 from contracts.records import Closed, Disposition, Fault, Kind, StopReason, Task
 from tests.unit.buffers.bench import Bench, Clock, opened
@@ -144,10 +145,13 @@ def test_a_lost_or_damaged_index_is_built_again(tmp_path: Path, damage: Callable
     assert not list(tmp_path.glob("index.*"))
 
 
-def test_an_index_ahead_of_the_log_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [1, 1 << 40], ids=["by a byte", "far"])
+def test_an_index_ahead_of_the_log_is_built_again(tmp_path: Path, ahead: int) -> None:
+    """By a byte: less than the frame with which the next owner begins, and which must not hide it."""
     uuid, before = make_store(tmp_path)
     index = Index(tmp_path / "index", uuid=uuid, map_bytes=MAP_BYTES, final=tmp_path / "index")
-    index.write(Changes(state=index.state, data_lsn=1 << 40, control_lsn=8, tasks=[("never there", 1 << 40)]))
+    lsn = ahead + examine(tmp_path / "data", uuid=uuid, log_name="data", chained=False).end_lsn
+    index.write(Changes(state=index.state, data_lsn=lsn, control_lsn=8, tasks=[("never there", lsn)]))
     index.close()
     with opened(tmp_path):
         pass
