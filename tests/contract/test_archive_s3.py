@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.buffers.test_branching import STEPS, check_archive, play
 
-# In a process of its own: moto's web framework leaves proxies in its modules, which vLLM trips over in the same process.
+# In a process of its own: moto's web framework leaves proxies in its modules that vLLM trips over in its process.
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
