@@ -1,10 +1,11 @@
-"""What sharing costs: `python -m benchmarks.colocated [--quick] [--rounds N] [--config FILE] [--json FILE]`.
+"""What sharing costs: `python -m benchmarks.colocated [--quick] [--rounds N] [--threads N] [--json FILE]`.
 
 The same run, engine and update worker each in a place of its own against both in one place, taking turns
-(cluster.mode=colocated, which is always `sync`), one after the other in every round. Seconds are from the command to
-its report, start-up, warm start and evaluations included; the rest is from the run's own metrics and spans. Memory is
-the largest sum of the resident sizes of the run's processes, which counts shared pages more than once; on a GPU see
-the run's own metrics.
+(cluster.mode=colocated, which is always `sync`), one after the other in every round. Whoever has the turn uses
+--threads cores, all of them where nothing is said; apart, each has what the run file gives it. Seconds are from the
+command to its report, start-up, warm start and evaluations included; the rest is from the run's own metrics and spans.
+Memory is the largest sum of the resident sizes of the run's processes, which counts shared pages more than once; on a
+GPU see the run's own metrics.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from benchmarks.runs import finish, scratch_folder, start_run
 from telemetry.logs import read_lines
 from telemetry.spans import read
 
-MODES = {"separate": (), "colocated": ("cluster.mode=colocated", "mode=sync", "max_staleness=0")}
+TURNS = ("cluster.mode=colocated", "mode=sync", "max_staleness=0")
 GOAL = 1.3  # times as long, at most
 LOOK_S = 1.0
 RUN_S = 3600.0
+PARTS = ("wait_s", "update_s", "save_s", "publish_s")
 PAUSES = ("pause", "push", "probe", "sleep", "wake")
 
 
 def measure(mode: str, *, config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
     """One run to its end. Raises SystemExit where it fails."""
     started, sizes = time.monotonic(), list[int]()
-    job = start_run(Path(config), settings=[*settings, *MODES[mode]], root=root)
+    job = start_run(Path(config), settings=settings, root=root)
     try:
         status = finish(job, timeout_s=RUN_S, look=lambda: sizes.append(job.resident_bytes()), every_s=LOOK_S)
     finally:
@@ -48,6 +50,7 @@ def measure(mode: str, *, config: str, settings: Sequence[str], root: Path) -> d
         "step_s": round(clock / (len(window) - 1), 4),
         "completions_per_s": round(sum(line["episodes"] for line in window[1:]) / clock, 1),
         "tokens_per_s": round(sum(line["tokens"] for line in window[1:]) / clock, 1),
+        "parts_s": {part: round(statistics.median(line[part] for line in window), 4) for part in PARTS},
         "pauses_s": pauses(run),
         "memory_gib": round(max(sizes) / 2**30, 2),
         "idle": status.get("idle"),
@@ -72,19 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="60 steps, few held-out items")
     parser.add_argument("--rounds", type=int, default=1, help="how often each runs; medians are compared")
     parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of whoever has the turn")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     quick = ["steps=60", "environment.held_out_items=32", "evaluate.samples=1"] if options.quick else []
+    threads = (f"engine.threads={options.threads}", f"learner.threads={options.threads}")
+    modes: dict[str, tuple[str, ...]] = {"separate": (), "colocated": (*TURNS, *threads)}
     rows = []
     with scratch_folder(None) as scratch:
         for number in range(options.rounds):
-            for mode in MODES:
-                root = scratch / f"{mode}-{number}"
-                row = measure(mode, config=options.config, settings=[*quick, *options.settings], root=root)
+            for mode, own in modes.items():
+                every = [*quick, *options.settings, *own]
+                row = measure(mode, config=options.config, settings=every, root=scratch / f"{mode}-{number}")
                 rows.append({"round": number, **row})
                 print(json.dumps(rows[-1]), flush=True)
-    apart, together = (statistics.median(row["seconds"] for row in rows if row["mode"] == mode) for mode in MODES)
+    apart, together = (statistics.median(row["seconds"] for row in rows if row["mode"] == mode) for mode in modes)
     ratio = round(together / apart, 3)
     goal = {"name": "colocated: times as long as separate", "goal": GOAL, "measured": ratio, "met": ratio <= GOAL}
     print(f"{goal['name']}: {ratio}, goal {GOAL}, {'met' if goal['met'] else 'missed'}")
