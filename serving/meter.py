@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -24,6 +24,7 @@ class Meter:
     def __init__(self, metrics: Exporter) -> None:
         self._metrics = metrics
         self._lock = Lock()
+        self.on_stopped: Callable[[], None] = lambda: None  # called when the store was found to take nothing more
         self._streams = {"producer": 0, "tail": 0, "read": 0}
         for kind in self._streams:
             metrics.set("ratchet_serving_streams", 0, kind=kind)
@@ -53,6 +54,8 @@ class Meter:
             self._metrics.observe("ratchet_serving_ack_seconds", wait_s)
 
     def refused(self, error: RatchetError) -> None:
+        if isinstance(error, StoreStoppedError):
+            self.on_stopped()
         self.refused_for(REASONS.get(type(error), OTHER))
 
     def refused_for(self, reason: str) -> None:

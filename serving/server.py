@@ -13,6 +13,7 @@ from contracts.errors import ConfigError
 from serving.access import TokenGuard, server_credentials
 from serving.columns import read_batch, write_batch
 from serving.exposure import check_exposure, join_address
+from serving.health import Health
 from serving.meter import TOKEN, Meter
 from serving.service import ExperienceStoreService, ServedStore
 from serving.v1 import store_pb2_grpc
@@ -41,6 +42,8 @@ class StoreServer:
         self._threads = ThreadPoolExecutor(num_calls, thread_name_prefix="serving")
         self._server = grpc.server(self._threads, interceptors=guards, options=_options(settings))
         store_pb2_grpc.add_ExperienceStoreServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
+        self._health = Health(self._server)
+        meter.on_stopped = self._health.stop
         port = self._bind(settings)
         self.is_secure = settings.certificate is not None
         self.host, self.port = settings.host, port
@@ -53,6 +56,7 @@ class StoreServer:
 
     def close(self) -> None:
         """End every call and stop serving. Idempotent."""
+        self._health.stop()
         self._service.end()
         self._server.stop(GRACE_S).wait()
         self._threads.shutdown(wait=False)
