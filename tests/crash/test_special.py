@@ -55,7 +55,8 @@ def run(powerless: Run, tmp_path: Path) -> Iterator[Run]:
 
 def is_between_checkpoints(view: StoreView) -> bool:
     """And the newest version is served: engines that are paused for a push make nothing."""
-    return 5 <= newest_step(view) % CHECKPOINT_EVERY <= 8 and view.fold.head(0) in view.fold.settled
+    head = view.fold.head(0)
+    return 5 <= newest_step(view) % CHECKPOINT_EVERY <= 8 and head is not None and head in view.fold.settled
 
 
 def newest_step(view: StoreView) -> int:
