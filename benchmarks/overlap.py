@@ -132,7 +132,9 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="60 steps a variant instead of 200")
-    parser.add_argument("--rounds", type=int, default=1, help="how often each variant runs; medians are compared")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="how often each variant runs (0: curves only); medians count"
+    )
     parser.add_argument("--curves", action="store_true", help="the learning curves too: nine runs of some minutes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
@@ -147,28 +149,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 row = measure(variant, settings=options.settings, steps=steps, scratch=scratch / str(number))
                 rows.append({"round": number, **row})
                 print(json.dumps(rows[-1]), flush=True)
-        overlapped, pinned, free = (median_speed(rows, variant.name) for variant in VARIANTS)
-        goals = [
-            goal("async pinned / sync pinned", GOAL_OVERLAP, overlapped / pinned),
-            goal("async pinned / sync free", GOAL_FREE, overlapped / free),
-        ]
+        goals = compare_speeds(rows) if rows else []
         if options.curves:
-            curves = [
-                curve(staleness, seed, settings=options.settings, steps=100 if options.quick else 300, scratch=scratch)
-                for seed in SEEDS
-                for staleness in STALENESS
-            ]
+            curves = []
+            for seed in SEEDS:
+                for staleness in STALENESS:
+                    steps = 100 if options.quick else 300
+                    curves.append(curve(staleness, seed, settings=options.settings, steps=steps, scratch=scratch))
+                    print(json.dumps(curves[-1]), flush=True)
             summary = compare(curves)
+            for row in summary:
+                print(json.dumps(row))
             gap = max(one["low"] for one in summary) - min(one["high"] for one in summary)
             goals.append(goal("gap between the intervals of the gains", 0.0, gap, at_most=True))
             rows += [*curves, *summary]
-    for row in rows[options.rounds * len(VARIANTS) :]:
-        print(json.dumps(row))
     for one in goals:
         print(f"{one['name']}: {one['measured']}, goal {one['goal']}, {'met' if one['met'] else 'missed'}")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "goals": goals}, indent=1))
     return 0
+
+
+def compare_speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    overlapped, pinned, free = (median_speed(rows, variant.name) for variant in VARIANTS)
+    return [
+        goal("async pinned / sync pinned", GOAL_OVERLAP, overlapped / pinned),
+        goal("async pinned / sync free", GOAL_FREE, overlapped / free),
+    ]
 
 
 def median_speed(rows: Sequence[dict[str, Any]], variant: str) -> float:
