@@ -1,4 +1,5 @@
-"""Feeds the LMDB index from the fold on a thread of its own, off every caller's path, and lets the fold forget.
+"""Feeds the LMDB index from the fold on a thread of its own, off every caller's path, and lets the fold forget. The
+footers of sealed segments (buffers/footers.py) are written on the same thread.
 
 A transaction is synced, so the next one waits a multiple of what the last one took: the index takes a small share of
 the disk and the processor, and a kill leaves little to fold again.
@@ -7,6 +8,7 @@ the disk and the processor, and a kill leaves little to fold again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from threading import Event, Lock, Thread
@@ -16,6 +18,7 @@ import lmdb
 
 from buffers.fold import Fold
 from buffers.folding import load, save_shelves, save_state
+from buffers.footers import FooterWriter
 from buffers.index import Changes, Index
 from contracts.errors import StoreError
 from contracts.records import Episode, Record, Task
@@ -37,6 +40,7 @@ class Indexer:
         self.fold: Fold = load(index)
         self.lock = lock
         self._index, self._sync = index, sync
+        self._footers: FooterWriter | None = None
         self._tasks: list[tuple[str, int]] = []
         self._rows: list[int] = []
         self._num_recalled = 0
@@ -49,6 +53,10 @@ class Indexer:
         """What lies below in the data log is in the index."""
         return self._index.data_lsn
 
+    def write_footers(self, footers: FooterWriter) -> None:
+        """Hand it each record from now on."""
+        self._footers = footers
+
     def recall(self, lsn: int, record: Record) -> None:
         """Fold a record met at recovery."""
         self.fold.apply(lsn, record)
@@ -56,6 +64,7 @@ class Indexer:
         self._num_recalled += 1
         if self._num_recalled % _REBUILD_BATCH == 0:
             self.flush()
+            self._look()
 
     def start(self) -> None:
         """Bring the index up to the recovered fold, put it in its place, and keep it there."""
@@ -69,6 +78,8 @@ class Indexer:
         """A record was applied."""
         if self._failed:
             return
+        if self._footers is not None:
+            self._footers.note(lsn, record)
         if isinstance(record, Episode):
             if record.reward is not None:
                 self._rows.append(lsn)
@@ -84,6 +95,7 @@ class Indexer:
         self._awake.set()
         self._thread.join()
         self.flush()
+        self._look(at_end=True)
         self._index.close()
 
     def _run(self) -> None:
@@ -92,6 +104,8 @@ class Indexer:
             self._awake.clear()
             began = time.monotonic()
             self.flush()
+            if self._look():
+                self._awake.set()
             self._stopped.wait(max(_LEAST_PAUSE_S, _SHARE * (time.monotonic() - began)))
 
     def flush(self) -> None:
@@ -107,6 +121,7 @@ class Indexer:
             return
         with self.lock:
             changes = self._take()
+            noted = [] if self._footers is None else self._footers.take()
         try:
             if self._sync(changes.data_lsn) < changes.data_lsn:
                 raise StoreError(f"the data log is durable below {changes.data_lsn} only")
@@ -119,6 +134,18 @@ class Indexer:
             return
         with self.lock:
             self._forget(changes)
+        if self._footers is not None:
+            self._footers.gather(noted)
+
+    def _look(self, *, at_end: bool = False) -> bool:
+        """Write footers that are due; whether there are more. A full disk costs those who query time, and no more."""
+        if self._footers is None or self._failed:
+            return False
+        try:
+            return self._footers.look(math.inf if at_end else self._index.data_lsn, at_end=at_end)
+        except (OSError, StoreError) as error:
+            log.warning("a footer was not written", extra={"detail": repr(error)})
+            return False
 
     def _take(self) -> Changes:
         """What changed since the last call."""

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from buffers.decider import Decider
 from buffers.dispenser import Dispenser
+from buffers.footers import FooterWriter
 from buffers.groups import Stage
 from buffers.index import Index, IndexDamagedError
 from buffers.indexing import Indexer
@@ -251,6 +252,8 @@ def _recover(
         if fold.control_end == 0:
             records.begin(fold, control_end=control.end_lsn)
         finish_trim(folder, fold.trimmed_lsn)
+        since = max(fold.data_end, fold.trimmed_lsn)
+        indexer.write_footers(FooterWriter(folder, uuid=records.uuid, since=since))
         part = {
             "data": (max(fold.data_end, fold.trimmed_lsn), data.end_lsn),
             "control": (fold.control_end, control.end_lsn),

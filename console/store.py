@@ -12,6 +12,7 @@ import typer
 
 from configs.loader import load
 from console.bars import bar
+from console.query import query
 from console.run_folder import resolve
 from console.status import describe_faults
 from contracts.errors import UserError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from contracts.records import Quarantined
 
 app = typer.Typer(help="Look after a run's experience.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(query)
 
 Run = Annotated[str, typer.Argument(metavar="RUN|SNAPSHOT")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]

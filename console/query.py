@@ -1,0 +1,129 @@
+"""`ratchet store query RUN`: episodes by version, task, environment, producer, success and time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from configs.loader import load
+from console.bars import bar
+from console.run_folder import resolve
+from contracts.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from buffers.query import Query, Summary
+
+_VERSIONS = re.compile(r"(\d+)|(\d*):(\d*)")
+_NEWEST = (1 << 63) - 1
+_SHOWN = ("lsn", "episode_id", "task_id", "versions", "reward", "producer", "time")
+
+
+def query(
+    run: Annotated[str, typer.Argument(metavar="RUN|SNAPSHOT")],
+    version: Annotated[
+        str | None, typer.Option(metavar="A:B", help="One of these acted, both included; also A, A: and :B.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="ID")] = None,
+    environment: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    producer: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    success: Annotated[
+        bool | None, typer.Option("--success/--failure", help="Reward above the run's replay.min_reward, or not.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="2026-01-31T12:00 (UTC) or seconds.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Not included.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Episodes to list, the newest ones.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Episodes that fit every option, and sums over all of them; read from columns, not from what they hold."""
+    from buffers.query import Query, Summary, find
+
+    folder = resolve(run)
+    wanted = Query(
+        versions=None if version is None else parse_versions(version),
+        task=task,
+        environment=environment,
+        producer=producer,
+        success=success,
+        min_reward=load(folder / "config.yaml").replay.min_reward,
+        since=None if since is None else parse_time("--since", since),
+        until=None if until is None else parse_time("--until", until),
+    )
+    summary, listed = Summary(wanted.min_reward), list[dict[str, Any]]()
+    with bar("reading", quiet=as_json) as advance:
+        for table in find(folder / "store", wanted, on_progress=advance):
+            summary.add(table)
+            listed = _take_newest(table, limit - len(listed)) + listed
+    if as_json:
+        typer.echo(json.dumps({"run": folder.name, "summary": summary.to_json(), "episodes": listed}))
+        return
+    for line in [*render_rows(listed), render_summary(summary, wanted)]:
+        typer.echo(line)
+
+
+def parse_versions(text: str) -> tuple[int, int]:
+    """`7`, `3:9`, `3:`, `:9`. Raises UserError on anything else."""
+    match = _VERSIONS.fullmatch(text)
+    if match is None:
+        raise UserError(f"--version {text}", "that is no range of versions", "A, A:B, A: or :B, both ends included")
+    if match[1]:
+        return int(match[1]), int(match[1])
+    return int(match[2] or 0), int(match[3] or _NEWEST)
+
+
+def parse_time(option: str, text: str) -> float:
+    """Seconds since 1970. Raises UserError where `text` is no time."""
+    try:
+        found = float(text)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            found = math.nan
+        else:
+            found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(found):
+        raise UserError(f"{option} {text}", "that is no time", "2026-01-31T12:00 (UTC), or seconds since 1970")
+    return found
+
+
+def render_rows(rows: list[dict[str, Any]]) -> list[str]:
+    """One line an episode, below the names of the columns."""
+    if not rows:
+        return []
+    lines = [list(_SHOWN), *([_show(row, name) for name in _SHOWN] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(_SHOWN))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def render_summary(summary: Summary, wanted: Query) -> str:
+    if not summary.episodes:
+        return "no episode fits"
+    mean = "-" if summary.reward_mean is None else f"{summary.reward_mean:.4f}"
+    return (
+        f"{summary.episodes:,} episodes of {len(summary.tasks):,} tasks by {len(summary.producers)} producers, "
+        f"versions {summary.first_version} to {summary.last_version}; {summary.rewarded:,} with a reward, mean {mean}, "
+        f"{summary.successes:,} above {wanted.min_reward:g}"
+    )
+
+
+def _take_newest(table: pa.Table, num: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = table.slice(max(0, table.num_rows - num)).to_pylist() if num > 0 else []
+    return rows
+
+
+def _show(row: dict[str, Any], name: str) -> str:
+    if name == "time":
+        return f"{datetime.fromtimestamp(row['wall_time'], UTC):%Y-%m-%dT%H:%M:%S}"
+    value = row[name]
+    if name == "versions":
+        return ",".join(map(str, value))
+    if name == "reward":
+        return "-" if value is None else f"{value:.4f}"
+    return str(value)
