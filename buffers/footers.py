@@ -80,10 +80,14 @@ class Footers:
     def __init__(self, store: Path, log: LogReader) -> None:
         self._folder, self._log = store / FOLDER, log
 
+    def locate(self, segment: Segment) -> Path:
+        """Where its footer lies, if there is one."""
+        return self._folder / f"{segment.start_lsn:016x}.footer"
+
     def read(self, segment: Segment) -> pa.Table | None:
         """The footer of a sealed segment; None where there is none that can be trusted."""
         try:
-            data = name_footer(self._folder, segment.start_lsn).read_bytes()
+            data = self.locate(segment).read_bytes()
         except OSError:
             return None
         body = memoryview(data)[_CRC.size :]
@@ -108,7 +112,7 @@ class Footers:
         with pa.ipc.new_stream(sink, described.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
             stream.write_table(described)
         body = sink.getvalue().to_pybytes()
-        path = name_footer(self._folder, segment.start_lsn)
+        path = self.locate(segment)
         draft = path.with_name(f".{path.name}.tmp")
         draft.write_bytes(_CRC.pack(google_crc32c.value(body)) + body)
         draft.rename(path)
@@ -154,14 +158,14 @@ class FooterWriter:
             return False
         self._looked_s = time.monotonic()
         sealed = [segment for segment in self._log.segments() if segment.sealed]
-        there = {path.name for path in self._folder.glob("*.footer")}
-        missing = [one for one in sealed if name_footer(self._folder, one.start_lsn).name not in there]
+        there = set(self._folder.glob("*.footer"))
+        missing = [segment for segment in sealed if self._footers.locate(segment) not in there]
         unknown = [one for one in missing if one.start_lsn < self._since]
         for segment in sealed:
             if self._since <= segment.start_lsn and segment.end_lsn <= upto:
                 self._settle(segment, must_write=segment in missing)
-        for name in there - {name_footer(self._folder, segment.start_lsn).name for segment in sealed}:
-            (self._folder / name).unlink()  # its segment was trimmed
+        for path in there - set(map(self._footers.locate, sealed)):
+            path.unlink()  # its segment was trimmed
         if unknown and not at_end:
             self._write_read(unknown[-1])
         return len(unknown) > 1
@@ -190,7 +194,3 @@ def read_segments(store: Path, log: LogReader) -> Iterator[tuple[Segment, pa.Tab
     for segment in reversed(log.segments()):
         table = footers.read(segment) if segment.sealed else None
         yield segment, footers.scan(segment) if table is None else table, table is not None
-
-
-def name_footer(folder: Path, start_lsn: int) -> Path:
-    return folder / f"{start_lsn:016x}.footer"

@@ -4,8 +4,8 @@
                      └─► none: told as lost. Readers pass over it, the ledger counts what it held as unresolved
 
 Mending writes a new file and renames it: a segment that a snapshot shares by hard link is never written into. What was
-there goes to store/damaged/. So does an index that is not what the logs say: the next owner builds another. Not
-covered: a damaged end of the log, which recovery cuts as a tear and keeps as .torn.
+there goes to store/damaged/. So do an index and footers that are not what the logs say: the next owner makes others.
+Not covered: a damaged end of the log, which recovery cuts as a tear and keeps as .torn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from buffers.log.patching import patch
 from buffers.log.reader import LogReader
 from buffers.log.segments import Gap, Segment
 from buffers.tending import tended
-from buffers.verification import Verified, check_index
+from buffers.verification import Verified, check_footers, check_index
 
 ASIDE = "damaged"
 
@@ -73,6 +73,12 @@ def repair(run_folder: Path, *, sources: Sequence[Path] = (), on_progress: OnPro
             (store.folder / "index").rename(place)
             sync_folder(store.folder)
             kept.append(place)
+        if not lost:
+            for path in check_footers(store.folder, LogReader(store.folder / "data", store_uuid=store.uuid), checked):
+                place = aside / f"{path.name}-{stamp}"
+                make_folder(aside)
+                path.rename(place)
+                kept.append(place)
     return Mended(mended=tuple(mended), lost=tuple(lost), kept=tuple(kept))
 
 

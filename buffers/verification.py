@@ -7,6 +7,7 @@
 | what decisions name | it is in the data log, and is what the decision takes it for |
 | erased records | their contents are gone |
 | the index | it holds, entry for entry, what a fold over the logs up to its cut gives, until they are trimmed |
+| footers of sealed segments | they say what their segment says |
 | snapshots | every file's sha256 is the manifest's |
 
 Not covered: that a checkpoint's weights are those that its record names (loading it compares them). Memory: 8 bytes a
@@ -27,6 +28,7 @@ from buffers.codec import peek
 from buffers.erasure import has_contents
 from buffers.fold import Fold
 from buffers.folding import save_shelves, save_state
+from buffers.footers import Footers
 from buffers.index import pack_entries, pack_state, read_cut
 from buffers.inspection import OnProgress, ignore
 from buffers.log.frames import FIRST_DIGEST, RawFrame
@@ -76,6 +78,7 @@ def verify(run_folder: Path, *, on_progress: OnProgress = ignore) -> Verified:
         found.defects += [Defect(place="control", lsn=lsn, text=text) for text in known.find_faults(decision)]
     if not found.defects:  # else the logs do not say what the index should hold
         check_index(store, uuid, found)
+        check_footers(store, data, found)
     _check_snapshots(run_folder, found)
     return found
 
@@ -178,6 +181,21 @@ def check_index(store: Path, uuid: UUID, found: Verified) -> None:
     if wrong:
         text = f"{', '.join(wrong)}: not what the logs say up to its cut; `ratchet store repair` sets it aside"
         found.defects.append(Defect(place="index", lsn=cut.data_lsn, text=text))
+
+
+def check_footers(store: Path, log: LogReader, found: Verified) -> list[Path]:
+    """Compare the footers with their segments; those that are of no use. One that is missing is made by an owner."""
+    footers, bad = Footers(store, log), []
+    for segment in log.segments():
+        path = footers.locate(segment)
+        if not segment.sealed or not path.is_file():
+            continue
+        table = footers.read(segment)
+        if table is None or not table.replace_schema_metadata().equals(footers.scan(segment)):
+            text = f"{path.name} is not what its segment says; `ratchet store repair` sets it aside"
+            found.defects.append(Defect(place="footer", lsn=segment.start_lsn, text=text))
+            bad.append(path)
+    return bad
 
 
 def _check_snapshots(run_folder: Path, found: Verified) -> None:

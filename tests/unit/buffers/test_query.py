@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buffers import erasure
-from buffers.footers import FOLDER, Footers, name_footer, read_segments
+from buffers.footers import FOLDER, Footers, read_segments
 from buffers.log.reader import LogReader
 from buffers.query import FOUND, Query, Summary, find
 from buffers.reading import Records
+from buffers.repair import repair
+from buffers.verification import verify
 from contracts.errors import StoreIdentityError, UserError
 from contracts.records import Episode, Feedback, Span, StopReason
 from tests.crash.disk import unsynced
@@ -190,14 +192,14 @@ def test_the_next_owner_makes_what_a_crash_left_out(stores: dict[str, Path], tmp
     for name in ("without", "foreign"):
         shutil.copytree(stores[name], tmp_path / name)
     folder = tmp_path / "without"
-    last = LogReader(folder / "data").segments()[-1]
+    log = LogReader(folder / "data")
+    path = Footers(folder, log).locate(log.segments()[-1])
     with unsynced(), opened(folder) as bench:
         indexer = bench.owner._state.index
         assert indexer._footers is not None
         indexer._footers._looked_s = -1e9
         bench.serve(VERSIONS)
         bench.lease(1)
-        path = name_footer(folder / FOLDER, last.start_lsn)
         while not path.exists():  # the newest first
             indexer._footers._looked_s = -1e9
             indexer.wake()
@@ -231,6 +233,21 @@ def test_what_is_erased_is_still_found(stores: dict[str, Path], tmp_path: Path) 
     choice = erasure.Choice(tasks=frozenset({"task/1"}))
     erasure.erase(tmp_path / "run", choice, reason="asked for")
     assert search(tmp_path / "run" / "store", Query()) == before
+
+
+def test_verify_finds_wrong_footers_and_repair_sets_them_aside(stores: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("closed", "damaged", "foreign"):
+        shutil.copytree(stores[name], tmp_path / name / "store")
+    assert not verify(tmp_path / "closed").defects
+    damaged = verify(tmp_path / "damaged").defects
+    assert {defect.place for defect in damaged} == {"footer"}
+    assert len(damaged) == len(list((tmp_path / "damaged" / "store" / FOLDER).iterdir()))
+    (defect,) = verify(tmp_path / "foreign").defects
+    assert "is not what its segment says" in defect.text
+    with unsynced():
+        mended = repair(tmp_path / "foreign")
+    assert (len(mended.kept), mended.lost) == (1, ())
+    assert not verify(tmp_path / "foreign").defects
 
 
 def test_sums_are_those_of_the_rows(stores: dict[str, Path]) -> None:
