@@ -11,7 +11,9 @@ import numpy as np
 from buffers.codec import encode
 from buffers.log.frames import MAX_FRAME_BYTES
 from contracts.errors import StoreError
-from contracts.records import Episode, Fault, FloatArray, Purpose, Quarantined, Step
+from contracts.records import Episode, Fault, FloatArray, IntArray, Purpose, Quarantined, Step
+
+_INT32, _FLOAT32 = np.dtype(np.int32), np.dtype(np.float32)
 
 
 class Flaw(NamedTuple):
@@ -90,7 +92,7 @@ def _check_steps(episode: Episode) -> Flaw | None:
         return Flaw(Fault.EMPTY, "it has no step")
     for number, step in enumerate(episode.steps):
         flaw = _check_text(step) if step.rewards is None else _check_stretch(step, step.rewards)
-        if flaw is None and not np.isfinite(step.log_probs).all():
+        if flaw is None and not _is_finite(step.log_probs):
             flaw = Flaw(Fault.LOG_PROB, "a log-probability is not finite")
         if flaw is not None:
             return Flaw(flaw.fault, f"step {number}: {flaw.detail}")
@@ -101,12 +103,12 @@ def _check_steps(episode: Episode) -> Flaw | None:
 
 def _check_text(step: Step) -> Flaw | None:
     for name, column, dtype in (
-        ("observation", step.observation, np.int32),
-        ("action", step.action, np.int32),
-        ("log_probs", step.log_probs, np.float32),
+        ("observation", step.observation, _INT32),
+        ("action", step.action, _INT32),
+        ("log_probs", step.log_probs, _FLOAT32),
     ):
         if column.dtype != dtype:
-            return Flaw(Fault.DTYPE, f"{name} is {column.dtype}, not {np.dtype(dtype)}")
+            return Flaw(Fault.DTYPE, f"{name} is {column.dtype}, not {dtype}")
         if column.ndim != 1:
             return Flaw(Fault.SHAPE, f"{name} has {column.ndim} dimensions, not one")
     if len(step.log_probs) != len(step.action):
@@ -128,12 +130,18 @@ def _check_stretch(step: Step, rewards: FloatArray) -> Flaw | None:
     for name, column in (("log_probs", step.log_probs), ("rewards", rewards)):
         if column.shape != (num,):
             return Flaw(Fault.SHAPE, f"{name} is {column.shape}; {num} actions need ({num},)")
-    if not np.isfinite(step.observation).all() or not np.isfinite(rewards).all():
+    if not _is_finite(step.observation) or not _is_finite(rewards):
         return Flaw(Fault.OBSERVATION, "an observation or a reward is not finite")
     return None
 
 
+def _is_finite(column: IntArray | FloatArray) -> bool:
+    return b"\0" not in np.isfinite(column).tobytes()  # `all` takes twice as long
+
+
 def _check_spans(episode: Episode) -> Flaw | None:
+    if len(episode.spans) == 1 and episode.spans[0].start == 0:
+        return None
     starts = [span.start for span in episode.spans]
     if not starts or starts[0] != 0:
         return Flaw(Fault.SPANS, f"its version spans start at {starts[:1]}, not at 0")

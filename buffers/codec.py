@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Hashable
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -31,6 +32,7 @@ from contracts.records import Kind, Record
 FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<BxxxI")
 _ALIGNMENT = 8
+_COPIED_BYTES = 1 << 14  # larger arrays go into the payload without a copy of their own
 # Codes are for ever.
 _DTYPES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name)
@@ -54,14 +56,16 @@ class _Columns:
     """The arrays of one record on their way out."""
 
     def __init__(self) -> None:
-        self.chunks: list[bytes] = []
+        self.chunks: list[bytes | memoryview] = []
         self.size = 0
 
-    def add(self, data: bytes) -> int:
+    def add(self, data: bytes | memoryview, num_bytes: int) -> int:
         offset = self.size
-        padding = -len(data) % _ALIGNMENT
-        self.chunks.append(data if not padding else data + bytes(padding))
-        self.size += len(data) + padding
+        padding = -num_bytes % _ALIGNMENT
+        self.chunks.append(data)
+        if padding:
+            self.chunks.append(bytes(padding))
+        self.size = offset + num_bytes + padding
         return offset
 
 
@@ -128,14 +132,15 @@ def _decode(kind: int, payload: bytes, *, with_columns: bool) -> Record:
 def _fields_plan(record_class: type, plans: list[_Plan]) -> _Plan:
     """A record as the array of its field values."""
     names = tuple(field.name for field in dataclasses.fields(record_class))
-    encoders = tuple((name, plan.encode) for name, plan in zip(names, plans, strict=True))
+    values_of = attrgetter(*names)  # a tuple: every record has two fields or more
+    encoders = tuple((place, plan.encode) for place, plan in enumerate(plans) if plan.encode is not None)
     decoders = tuple((place, plan.decode) for place, plan in enumerate(plans) if plan.decode is not None)
 
     def encode_record(record: Any, columns: _Columns) -> list[Any]:
-        return [
-            getattr(record, name) if encode_value is None else encode_value(getattr(record, name), columns)
-            for name, encode_value in encoders
-        ]
+        values = list(values_of(record))
+        for place, encode_value in encoders:
+            values[place] = encode_value(values[place], columns)
+        return values
 
     def decode_record(values: list[Any], payload: bytes, base: int) -> Any:
         if len(values) > len(names):
@@ -164,7 +169,7 @@ def _plan_of(hint: Any) -> _Plan:
         return _dict_plan(_plan_of(arguments[1]))
     if isinstance(hint, type) and issubclass(hint, Enum):
         members = {member.value: member for member in hint}
-        return _Plan(lambda value, _: value.value, lambda value, _payload, _base: members[value])
+        return _Plan(lambda value, _: value._value_, lambda value, _payload, _base: members[value])
     if hint is float:
         return _Plan(lambda value, _: float(value))
     if hint is int:
@@ -190,11 +195,14 @@ def _plan_without_columns(record_class: type) -> _Plan:
 
 
 def _encode_array(value: NDArray[Any], columns: _Columns) -> list[int]:
-    dtype = value.dtype.newbyteorder("<")
-    code = _CODES.get(dtype)
+    code = _CODES.get(value.dtype)
     if code is None:
-        raise TypeError(f"array of {value.dtype}")
-    return [code, columns.add(value.astype(dtype, copy=False).tobytes()), *value.shape]
+        dtype = value.dtype.newbyteorder("<")
+        if dtype not in _CODES:
+            raise TypeError(f"array of {value.dtype}")
+        value, code = value.astype(dtype), _CODES[dtype]
+    is_large = value.nbytes > _COPIED_BYTES and value.flags.c_contiguous
+    return [code, columns.add(value.data if is_large else value.tobytes(), value.nbytes), *value.shape]
 
 
 def _decode_array(value: list[int], payload: bytes, base: int) -> NDArray[Any]:

@@ -217,13 +217,9 @@ class Fold:
         self.num_episodes += 1
         group.lsns[episode.member] = lsn
         if group.stage is not Stage.ENDED:
+            deadline = episode.reward_deadline
             group.members[episode.member] = Member(
-                valid=episode.valid,
-                oldest_version=episode.oldest_version,
-                reward=episode.reward,
-                reward_lsn=lsn,
-                ready_lsn=lsn,
-                deadline=episode.reward_deadline,
+                episode.valid, episode.oldest_version, episode.reward, reward_lsn=lsn, ready_lsn=lsn, deadline=deadline
             )
         self._remember(episode, lsn)
         self._place(group)
@@ -281,8 +277,11 @@ class Fold:
         if seq < 0:
             return
         known = self.producers.get(name)
-        if known is None or (known.epoch, known.newest) < (epoch, seq):
-            self.producers[name] = Producer(epoch=epoch, newest=seq, newest_lsn=lsn)
+        if known is None:
+            self.producers[name] = Producer(epoch, seq, lsn)
+        elif known.epoch < epoch or (known.epoch == epoch and known.newest < seq):
+            known.epoch, known.newest, known.newest_lsn = epoch, seq, lsn
+            self.producers.touch(name)
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -304,7 +303,9 @@ class Fold:
             self._count_late(group, group.closed_at)
         if group.stage in (Stage.BATCHED, Stage.ENDED):
             return
-        self._move(group, group.unended_stage())
+        stage = group.unended_stage()
+        if stage is not group.stage:
+            self._move(group, stage)
 
     def _move(self, group: Group, stage: Stage) -> None:
         if group.stage is not Stage.ENDED:

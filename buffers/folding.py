@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from buffers.codec import decode
@@ -122,13 +122,17 @@ def _pack_group(group: Group) -> Plain:
         group.stage.value,
         None if group.disposition is None else group.disposition.value,
         list(group.lsns.items()),
-        [[number, *astuple(member)] for number, member in group.members.items()],
+        [_pack_member(number, member) for number, member in group.members.items()],
         group.closed_at,
         group.num_late,
         [[member, fault.value] for member, fault in group.faults.items()],
         group.verdict.value,
         group.verdict_lsn,
     ]
+
+
+def _pack_member(number: int, of: Member) -> Plain:
+    return [number, of.valid, of.oldest_version, of.reward, of.reward_lsn, of.ready_lsn, of.deadline]
 
 
 def _unpack_group(plain: Plain) -> Group:
@@ -160,7 +164,7 @@ def _as_it_is(value: Any) -> Any:
 _NUMBERS: _Shape[Any, Any] = _Shape(_as_it_is, _as_it_is, key=tuple)
 _SHAPES: dict[str, _Shape[Any, Any]] = {
     "groups": _Shape(_pack_group, _unpack_group),
-    "producers": _Shape(astuple, lambda plain: Producer(*plain)),
+    "producers": _Shape(lambda of: [of.epoch, of.newest, of.newest_lsn], lambda plain: Producer(*plain)),
     "versions": _Shape(_as_it_is, lambda plain: cast(Version, decode(Kind.VERSION, plain))),
     "version_lsns": _NUMBERS,
     "batch_lsns": _NUMBERS,

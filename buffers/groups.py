@@ -94,7 +94,7 @@ class Group:
         return Stage.READY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Producer:
     """How far one producer came: the newest sequence number of its newest epoch, and where that record lies."""
 

@@ -87,7 +87,8 @@ class Indexer:
             self._tasks.append((record.task_id, lsn))
 
     def wake(self) -> None:
-        self._awake.set()
+        if not self._awake.is_set():
+            self._awake.set()
 
     def close(self) -> None:
         """Write what is left and close the index."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from buffers.checks import Flaw, encode_checked, find_flaw, quarantine
 from buffers.codec import encode
@@ -19,22 +19,14 @@ from contracts.errors import StoreError
 from contracts.records import Ack, Episode, Fault, Feedback, Hold, Quarantined, Review
 
 
-@dataclass(frozen=True)
-class _Arrival:
+class _Arrival(NamedTuple):
     """An episode and what becomes of it: its own record, or one that says why not."""
 
     episode: Episode
     record: Episode | Quarantined
     payload: bytes
-
-    @property
-    def fault(self) -> Fault | None:
-        return self.record.fault if isinstance(self.record, Quarantined) else None
-
-    @property
-    def member(self) -> tuple[int, int] | None:
-        """(lease, member), or None where it belongs to no lease of this store."""
-        return None if self.fault is Fault.LEASE else (self.episode.lease, self.episode.member)
+    member: tuple[int, int] | None  # (lease, member), or None where it belongs to no lease of this store
+    fault: Fault | None = None
 
 
 RETRY_WINDOW = 1 << 10  # newest records of each producer that are known by their sequence numbers
@@ -74,15 +66,18 @@ class Intake:
         checked = [find_flaw(episode) or encode_checked(episode) for episode in episodes]
         state.sweep()
         with state.lock:
-            for episode in episodes:
-                state.check_producer_locked(episode.producer, episode.producer_epoch)
+            for producer, epoch in dict.fromkeys((episode.producer, episode.producer_epoch) for episode in episodes):
+                state.check_producer_locked(producer, epoch)
             arrivals = [self._receive(episode, found) for episode, found in zip(episodes, checked, strict=True)]
             fresh = self._find_fresh(arrivals)
             waiting = self._find_waits(arrivals)
-            own = self._submit([arrivals[place] for place in fresh]) if fresh else None
+            acks: list[Ack] = []
+            own = self._submit([arrivals[place] for place in fresh], acks) if fresh else None
         for future in waiting:
             state.finish(future)
         lsns = dict(zip(fresh, state.finish(own), strict=True)) if own is not None else {}
+        if not waiting and len(fresh) == len(arrivals):
+            return acks
         with state.lock:
             return [self._acknowledge(arrival, lsns.get(place)) for place, arrival in enumerate(arrivals)]
 
@@ -109,19 +104,21 @@ class Intake:
     def _receive(self, episode: Episode, checked: bytes | Flaw) -> _Arrival:
         """`checked`: its record, or what is wrong with it by itself."""
         flaw = self._check_lease(episode) or (checked if isinstance(checked, Flaw) else self._check_origin(episode))
+        member = (episode.lease, episode.member)
         if flaw is None and isinstance(checked, bytes):
-            return _Arrival(episode, episode, checked)
+            return _Arrival(episode, episode, checked, member)
         assert flaw is not None
         record = quarantine(episode, flaw)
-        return _Arrival(episode, record, encode(record))
+        return _Arrival(episode, record, encode(record), None if flaw.fault is Fault.LEASE else member, flaw.fault)
 
     def _check_lease(self, episode: Episode) -> Flaw | None:
         state = self._state
-        if episode.lease < max(state.fold.trimmed_lsn, state.trimming_lsn):
-            return Flaw(Fault.LEASE, f"{episode.lease} ended so long ago that it was trimmed")
-        group = state.fold.groups.get(episode.lease)
+        lease = episode.lease
+        if lease < state.fold.trimmed_lsn or lease < state.trimming_lsn:
+            return Flaw(Fault.LEASE, f"{lease} ended so long ago that it was trimmed")
+        group = state.fold.groups.get(lease)
         if group is None:
-            return Flaw(Fault.LEASE, f"{episode.lease} is no lease of this store")
+            return Flaw(Fault.LEASE, f"{lease} is no lease of this store")
         task = group.task
         if 0 <= episode.member < task.group_size and episode.task_id == task.task_id:
             return None
@@ -137,9 +134,9 @@ class Intake:
                 Fault.ENVIRONMENT, f"it is from {episode.environment!r}; this run's environment is {self._environment}"
             )
         versions = self._state.fold.versions
-        unknown = sorted(version for version in {span.version for span in episode.spans} if version not in versions)
+        unknown = [span.version for span in episode.spans if versions.get(span.version) is None]
         if unknown and episode.valid:
-            return Flaw(Fault.VERSION, f"the log knows no version {unknown[0]}")
+            return Flaw(Fault.VERSION, f"the log knows no version {min(unknown)}")
         return None
 
     def _find_fresh(self, arrivals: Sequence[_Arrival]) -> list[int]:
@@ -162,20 +159,25 @@ class Intake:
     def _find_waits(self, arrivals: Sequence[_Arrival]) -> set[Future[list[int]]]:
         """What must be safe before the answer: first copies on their way, and records that end an episode's lease."""
         state = self._state
+        if not (state.leases.are_arriving or state.ending):
+            return set()
         members = [arrival.member for arrival in arrivals if arrival.member is not None]
         found = [state.leases.find_arriving(*member) for member in members]
         found += [state.ending.get(lease) for lease, _ in members]
         return {future for future in found if future is not None}
 
-    def _submit(self, arrivals: Sequence[_Arrival]) -> Future[list[int]]:
+    def _submit(self, arrivals: Sequence[_Arrival], acks: list[Ack]) -> Future[list[int]]:
+        """`acks` gets the answers as soon as the fold has the records: nothing but they can end a lease that waits for
+        them."""
         state = self._state
         members = [arrival.member for arrival in arrivals if arrival.member is not None]
 
         def settle(lsns: list[int] | None) -> None:
             for arrival, lsn in zip(arrivals, lsns or (), strict=False):
                 self._retries.remember(arrival.episode, lsn)
+                acks.append(self._acknowledge(arrival, lsn))
             state.leases.arrived(members)
-            for lease, _member in members:
+            for lease in {lease for lease, _member in members}:
                 if state.fold.groups[lease].stage is not Stage.OPEN:
                     state.leases.release(lease)
 

@@ -47,6 +47,10 @@ class Leases:
                 holding.deadline_s = -math.inf
                 self._earliest_s = -math.inf
 
+    def is_any_due(self, now_s: float) -> bool:
+        """Whether a lease may be past its deadline."""
+        return now_s >= self._earliest_s
+
     def find_expired(self, now_s: float) -> list[int]:
         """Leases past their deadline."""
         if now_s < self._earliest_s:
@@ -62,7 +66,13 @@ class Leases:
             self._arriving.setdefault(lease, {})[member] = future
 
     def find_arriving(self, lease: int, member: int) -> Future[list[int]] | None:
-        return self._arriving.get(lease, {}).get(member)
+        waiting = self._arriving.get(lease)
+        return None if waiting is None else waiting.get(member)
+
+    @property
+    def are_arriving(self) -> bool:
+        """Whether any episode is on its way into the log."""
+        return bool(self._arriving)
 
     def is_awaited(self, lease: int) -> bool:
         """Whether an episode of it is on its way into the log."""

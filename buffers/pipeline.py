@@ -46,12 +46,26 @@ class Pipeline:
 
     def drain(self) -> None:
         """Apply what has become safe, in LSN order."""
-        while self._waiting and self._waiting[0].future.done():
-            entry = self._waiting.popleft()
-            if entry.future.exception() is not None:
-                entry.settle(None)
-                continue
-            lsns = entry.future.result()
-            for lsn, record in zip(lsns, entry.records, strict=True):
-                self._apply(lsn, record)
-            entry.settle(lsns)
+        while self.has_safe:
+            entry = self._waiting[0]
+            try:
+                self._take_in(entry)
+            finally:
+                self._waiting.popleft()
+
+    @property
+    def has_safe(self) -> bool:
+        """Whether an append is safe that is not applied yet, or not wholly. The one question that needs no lock."""
+        try:
+            return self._waiting[0].future.done()
+        except IndexError:
+            return False
+
+    def _take_in(self, entry: _Waiting) -> None:
+        if entry.future.exception() is not None:
+            entry.settle(None)
+            return
+        lsns = entry.future.result()
+        for lsn, record in zip(lsns, entry.records, strict=True):
+            self._apply(lsn, record)
+        entry.settle(lsns)

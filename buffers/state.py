@@ -65,8 +65,9 @@ class StoreState:
     def finish(self, future: Future[list[int]]) -> list[int]:
         """Wait until an append is safe and let the fold take in all that is; the append's LSNs."""
         error = future.exception()
-        self._drain()
-        self.index.wake()
+        if self.data.has_safe or self.control.has_safe:  # else another caller has let the fold take it in
+            self._drain()
+            self.index.wake()
         if error is not None:
             raise error
         return future.result()
@@ -115,6 +116,9 @@ class StoreState:
 
     def sweep(self) -> None:
         """Close what ended by itself: leases that timed out or cannot go on, invalid groups, rewards not in time."""
+        waiting = self.fold.stages[Stage.PENDING], self.fold.stages[Stage.FAULTY], self.leases.orphans
+        if not any(waiting) and not self.leases.is_any_due(self.clock()):
+            return  # looked at without the lock: what is due from now on is found by the next call
         with self.lock:
             if not self._find_due_locked(math.inf):
                 return

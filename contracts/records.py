@@ -192,7 +192,7 @@ class Episode:
 
     @property
     def oldest_version(self) -> int:
-        return min(span.version for span in self.spans)
+        return min([span.version for span in self.spans])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,8 @@ MORE = 1  # flag: the next frame belongs to the same atomic append
 CHAINED = 2  # flag: the previous frame's sha256 follows the header
 
 _HEADER = struct.Struct("<IIQQIIHBBHHQ")
+_CRC = struct.Struct("<I")
+_PADDINGS = tuple(bytes(-length % 8) for length in range(8))  # by the payload's length; the rest is a multiple of 8
 _SCHEMA_PAYLOAD = struct.Struct("<8sHHIQ16s")  # magic, version, chained, salt, start LSN, uuid; then the log's name
 _MAGIC = b"RATCHLOG"
 _DIGEST_BYTES = 32
@@ -137,23 +139,27 @@ class Encoder:
         self._uuid = uuid
         self._salt = derive_salt(uuid, start_lsn, epoch)
 
-    def encode(self, payload: bytes, *, kind: int, lsn: int, durable_lsn: int, more: bool = False) -> bytes:
-        """The frame's bytes, padded."""
-        flags = MORE * more | CHAINED * (self.digest is not None)
-        body = (self.digest or b"") + payload
-        fields = (lsn, durable_lsn, self.epoch, self._salt, kind, 0, flags, 0, 0, 0)
-        crc = google_crc32c.extend(google_crc32c.value(_HEADER.pack(len(payload), 0, *fields)), body)
-        frame = _HEADER.pack(len(payload), crc, *fields) + body
-        if self.digest is not None:
-            self.digest = sha256(frame).digest()
-        return frame + bytes(-len(frame) % 8)
+    def encode(self, payload: bytes, *, kind: int, lsn: int, durable_lsn: int, more: bool = False) -> list[bytes]:
+        """The frame's bytes, padded, in pieces."""
+        digest, length = self.digest, len(payload)
+        flags = MORE * more | CHAINED * (digest is not None)
+        blank = _HEADER.pack(length, 0, lsn, durable_lsn, self.epoch, self._salt, kind, 0, flags, 0, 0, 0)
+        crc, padding = google_crc32c.value(blank), _PADDINGS[length & 7]
+        if digest is None:
+            crc = google_crc32c.extend(crc, payload)
+            return [blank[:4] + _CRC.pack(crc) + blank[8:], payload, padding]
+        body = digest + payload
+        frame = blank[:4] + _CRC.pack(google_crc32c.extend(crc, body)) + blank[8:] + body
+        self.digest = sha256(frame).digest()
+        return [frame, padding]
 
     def encode_schema(self, *, log_name: str) -> bytes:
         """The frame that heads the segment. Everything below it is durable: it is written after a sync."""
         chained = self.digest is not None
         fixed = (_MAGIC, FORMAT_VERSION, chained, self._salt, self.start_lsn, self._uuid.bytes)
         payload = _SCHEMA_PAYLOAD.pack(*fixed) + log_name.encode()
-        return self.encode(payload, kind=SCHEMA | MUST_UNDERSTAND, lsn=self.start_lsn, durable_lsn=self.start_lsn)
+        lsn = self.start_lsn
+        return b"".join(self.encode(payload, kind=SCHEMA | MUST_UNDERSTAND, lsn=lsn, durable_lsn=lsn))
 
 
 def decode_header(data: bytes, *, lsn: int) -> Header | None:

@@ -188,8 +188,12 @@ def write_epoch(folder: Path, epoch: int) -> None:
 
 def _read_epoch(folder: Path) -> int:
     try:
-        return int((folder / "epoch").read_text())
+        fd = os.open(f"{folder}/epoch", os.O_RDONLY)  # asked before each acknowledgement: no file object for it
     except FileNotFoundError:
         return 0
+    try:
+        return int(os.read(fd, 64))
     except ValueError as error:
         raise StoreIdentityError(f"{folder / 'epoch'} does not hold a number") from error
+    finally:
+        os.close(fd)

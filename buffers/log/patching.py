@@ -46,10 +46,11 @@ def reframe(frame: RawFrame, payload: bytes, *, uuid: UUID, start_lsn: int) -> b
     assert not frame.digest
     assert len(payload) == header.length
     encoder = Encoder(uuid=uuid, start_lsn=start_lsn, epoch=header.epoch, digest=None)
-    return encoder.encode(
+    pieces = encoder.encode(
         payload,
         kind=header.kind,
         lsn=header.lsn,
         durable_lsn=header.durable_lsn,
         more=bool(header.flags & MORE),
     )
+    return b"".join(pieces)

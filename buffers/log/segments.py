@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
-from buffers.log.files import find_data_end, sync_folder, write_all
+from buffers.log.files import find_data_end, sync_folder, write_all, write_pieces
 from buffers.log.frames import (
     HEADER_BYTES,
     RawFrame,
@@ -106,8 +106,8 @@ class SegmentFile:
             undo.pop_all()
         return cls(fd, path=path, start_lsn=start_lsn, size=size)
 
-    def write(self, data: bytes, *, lsn: int) -> None:
-        write_all(self._fd, data, offset=lsn - self.start_lsn)
+    def write(self, pieces: Sequence[bytes], *, lsn: int) -> None:
+        write_pieces(self._fd, pieces, offset=lsn - self.start_lsn)
 
     def sync(self) -> None:
         os.fdatasync(self._fd)

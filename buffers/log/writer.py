@@ -304,7 +304,7 @@ class LogWriter:
             if request is not None:
                 group.append(request)
         if pieces:
-            self._write(b"".join(pieces), digest=digest)
+            self._write(pieces, num_bytes=num_bytes, digest=digest)
             if not all(request.durable for request in group):
                 self._check_owner()
                 self._acknowledge([request for request in group if not request.durable])
@@ -330,30 +330,31 @@ class LogWriter:
         if not request.frames:
             return []
         assert self._encoder is not None
-        pieces = []
-        for index, (kind, payload) in enumerate(request.frames):
-            more = index + 1 < len(request.frames)
-            piece = self._encoder.encode(payload, kind=kind, lsn=lsn, durable_lsn=self._durable_lsn, more=more)
+        encode, durable_lsn, num_left = self._encoder.encode, self._durable_lsn, len(request.frames)
+        pieces: list[bytes] = []
+        for kind, payload in request.frames:
+            num_left -= 1
+            frame = encode(payload, kind=kind, lsn=lsn, durable_lsn=durable_lsn, more=num_left > 0)
             request.lsns.append(lsn)
-            pieces.append(piece)
-            lsn += len(piece)
+            pieces += frame
+            lsn += sum(map(len, frame))
         self._digest = self._encoder.digest
         return pieces
 
-    def _write(self, data: bytes, *, digest: bytes | None) -> None:
+    def _write(self, pieces: Sequence[bytes], *, num_bytes: int, digest: bytes | None) -> None:
         """Write at the end of the log. On a full disk take it back, with the chain's `digest` before it."""
         assert self._active is not None
         if self._unsynced_since is None:
             self._unsynced_since = time.monotonic()
         try:
-            self._active.write(data, lsn=self._end_lsn)
+            self._active.write(pieces, lsn=self._end_lsn)
         except OSError as error:
             if not is_disk_full(error):
                 raise
             self._digest = digest
             self._seal()  # cuts what was half-written; the next append starts a segment, if there is room
-            raise StoreFullError(f"{self._folder}: no room for {len(data)} bytes: {error.strerror}") from error
-        self._end_lsn += len(data)
+            raise StoreFullError(f"{self._folder}: no room for {num_bytes} bytes: {error.strerror}") from error
+        self._end_lsn += num_bytes
 
     def _sync(self) -> None:
         """Everything written is durable, and the watermark says so. FencedError if it is not ours any more."""

@@ -174,7 +174,7 @@ FAULTS = (
     Fault(
         "a full disk stops the owner for good",
         "buffers/log/writer.py",
-        '            raise StoreFullError(f"{self._folder}: no room for {len(data)} bytes: {error.strerror}")',
+        '            raise StoreFullError(f"{self._folder}: no room for {num_bytes} bytes: {error.strerror}")',
         "            raise OSError()",
         "tests/crash/test_disk_errors.py::test_no_room_at_any_operation_refuses_that_call_alone",
     ),

@@ -70,31 +70,6 @@ def finish(folder: Path, *, config: RunConfig | None = None, num_items: int = 50
     return run
 
 
-def crashes(
-    folder: Path, *, config: RunConfig, fewest: int, overlapped: bool = False
-) -> Iterator[tuple[int, PlainRun, bool]]:
-    """A run stopped at its first call to a port, one stopped at its second, and so on to one that is not stopped: all
-    are over. `fewest`: points that there are at least, else nothing was tried."""
-    for point in range(1, MOST_POINTS):
-        here = folder / f"point-{point}"
-        here.mkdir()
-        beside = AtLast() if overlapped else None
-        run = PlainRun(here, config=config, wrap=Tripwire(point).wrap, beside=beside)
-        try:
-            run.go()
-            crashed = False
-        except Crash:
-            crashed = True
-        finally:
-            run.close()
-        yield point, run, crashed
-        if not crashed:
-            assert point > fewest, "the tripwire did not see the protocol"
-            print(f"{point - 1} crash points")
-            return
-    raise AssertionError(f"still stopped at call {MOST_POINTS}")
-
-
 @contextmanager
 def reopened(run: PlainRun) -> Iterator[StoreOwner]:
     """The store of a run that is over, opened once more: what is on the disk, and not what the run had in memory."""
@@ -128,11 +103,30 @@ def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: Run
     with reopened(finish(tmp_path / "whole", config=config)) as whole:
         expected = versions(whole)
     assert len(expected) == config.steps + 1
-    for point, run, crashed in crashes(tmp_path, config=config, fewest=50):
-        after = finish(run.folder, config=config) if crashed else run
+    point = 0
+    while True:
+        point += 1
+        assert point < MOST_POINTS
+        folder = tmp_path / f"point-{point}"
+        folder.mkdir()
+        wire = Tripwire(point)
+        run = PlainRun(folder, config=config, wrap=wire.wrap)
+        try:
+            run.go()
+        except Crash:
+            crashed = True
+        else:
+            crashed = False
+        finally:
+            run.close()
+        after = finish(folder, config=config) if crashed else run
         with reopened(after) as owner:
             assert versions(owner) == expected, f"point {point}"
             check_ledger(owner, config=config, heard=run.acknowledged + (after.acknowledged if crashed else []))
+        if not crashed:
+            break
+    assert point > 50, "the tripwire did not see the protocol"
+    print(f"{point - 1} crash points")
 
 
 @pytest.mark.parametrize("point", [30, 75])
@@ -163,15 +157,31 @@ def versions_without_replay(folder: Path, config: RunConfig) -> dict[int, str]:
 def test_every_crash_point_of_an_overlapped_run_loses_nothing(tmp_path: Path) -> None:
     """Published at the last moment: the next batch is cut, and computed, while a version waits to be served."""
     config = plain_config(mode="async", steps=3)
-    for point, run, _ in crashes(tmp_path, config=config, fewest=30, overlapped=True):
+    point = 0
+    crashed = True
+    while crashed:
+        point += 1
+        assert point < MOST_POINTS
+        folder = tmp_path / f"point-{point}"
+        folder.mkdir()
+        run = PlainRun(folder, config=config, wrap=Tripwire(point).wrap, beside=AtLast())
+        try:
+            run.go()
+        except Crash:
+            crashed = True
+        else:
+            crashed = False
+        finally:
+            run.close()
         with reopened(run) as owner:
             before = versions(owner)
-        after = finish(run.folder, config=config)
+        after = finish(folder, config=config)
         with reopened(after) as owner:
             made = versions(owner)
             assert before.items() <= made.items(), f"point {point}"
             assert made.keys() == set(range(config.steps + 1))
             check_ledger(owner, config=config, heard=run.acknowledged + after.acknowledged)
+    assert point > 30, "the tripwire did not see the protocol"
 
 
 def test_an_overlapped_step_waits_for_its_parent_before_it_changes_a_weight(tmp_path: Path) -> None:

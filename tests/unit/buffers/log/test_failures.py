@@ -6,11 +6,13 @@ import errno
 import os
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from buffers.log import LogReader, LogWriter, claim, create_store, read_identity
+from buffers.log.files import write_pieces
 from contracts.errors import FencedError, StoreFullError, StoreStoppedError
 from tests.unit.buffers.log.logs import STORE, open_log, read_records, start_child, write_log
 
@@ -47,12 +49,12 @@ def test_everyone_who_waits_hears_of_the_failure(tmp_path: Path, monkeypatch: py
     writer = open_log(tmp_path / "data", create=True)
     entered, all_wait = threading.Event(), threading.Event()
 
-    def fail(fd: int, data: bytes, offset: int) -> int:
+    def fail(fd: int, pieces: Sequence[bytes], offset: int) -> int:
         entered.set()
         all_wait.wait()
         raise fail_with(errno.EIO)
 
-    monkeypatch.setattr(os, "pwrite", fail)
+    monkeypatch.setattr(os, "pwritev", fail)
     futures = [writer.submit([(2, b"first")])]
     entered.wait()
     futures += [writer.submit([(2, bytes([number]))], durable=number % 2 == 0) for number in range(20)]
@@ -63,19 +65,37 @@ def test_everyone_who_waits_hears_of_the_failure(tmp_path: Path, monkeypatch: py
     writer.close()
 
 
+def test_pieces_are_written_whole_however_few_the_kernel_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+
+    def write_some(fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        return pwrite(fd, b"".join(pieces)[:5], offset)
+
+    pieces = [bytes([number % 256]) * (number % 4) for number in range(3_000)]
+    with (tmp_path / "file").open("w+b") as file:
+        for act in (os.pwritev, write_some):
+            monkeypatch.setattr(os, "pwritev", act)
+            file.truncate(0)
+            write_pieces(file.fileno(), pieces, offset=3)
+            assert os.pread(file.fileno(), 10_000, 0) == bytes(3) + b"".join(pieces)
+
+
 def test_a_refused_write_leaves_nothing_and_serving_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = open_log(tmp_path / "control", create=True, chained=True)
     kept = writer.append([(64, b"one")])
     pwrite = os.pwrite
 
-    def write_half(fd: int, data: bytes, offset: int) -> int:
-        if b"two" in bytes(data):
-            return pwrite(fd, bytes(data[: len(data) // 2]), offset)
+    def write_half(fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        data = b"".join(pieces)
+        return pwrite(fd, data[: len(data) // 2], offset)
+
+    def write_no_more(fd: int, data: bytes, offset: int) -> int:
         if b"three" in bytes(data):
             raise fail_with(errno.ENOSPC)
         return pwrite(fd, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", write_half)
+    monkeypatch.setattr(os, "pwritev", write_half)
+    monkeypatch.setattr(os, "pwrite", write_no_more)
     with pytest.raises(StoreFullError, match="No space left"):
         writer.append([(64, b"two" * 100), (64, b"three" * 100)])
     monkeypatch.undo()
