@@ -98,19 +98,19 @@ class ReplayReader:
         num_rows = self._count(data_lsn)
         rng = np.random.default_rng(seed)
         rows = rng.integers(self._first, num_rows, size=num)
-        while (late := np.isin(rows, self._late)).any():
+        while len(self._late) and (late := np.isin(rows, self._late)).any():
             rows[late] = rng.integers(self._first, num_rows, size=int(late.sum()))
         return Draw(rows, self._lsns[rows], np.ones(num))
 
     def draw_by_priority(self, num: int, *, seed: int, beta: float) -> Draw:
         """`num` rows in proportion to their priorities (Schaul et al. 2016). Raises StoreError where all are 0."""
         tree = self._tree
-        if tree is None or tree.total == 0:
+        total = 0 if tree is None else tree.total
+        if tree is None or total == 0:
             raise StoreError("every priority is 0: set some first")
         rows = tree.sample(num, rng=np.random.default_rng(seed))
-        weights = importance_weights(
-            tree.priorities(rows), total=tree.total, num_rows=self.num_rows - len(self._late), beta=beta
-        )
+        num_rows = self.num_rows - len(self._late)
+        weights = importance_weights(tree.priorities(rows), total=total, num_rows=num_rows, beta=beta)
         return Draw(rows, self._lsns[rows], weights)
 
     def draw_by_task(self, num: int, *, seed: int, tasks: Sequence[Sequence[int]]) -> Draw:
@@ -137,7 +137,7 @@ class ReplayReader:
 
     def payloads(self, lsns: IntArray) -> list[memoryview]:
         """The records' bytes (buffers/codec.py), mapped. Raises StoreError where one was trimmed."""
-        return self._log.payloads(lsns.tolist())
+        return self._log.payloads(lsns)
 
     def episodes(self, lsns: IntArray) -> list[Episode]:
         return [cast(Episode, decode(Kind.EPISODE, bytes(payload))) for payload in self.payloads(lsns)]
@@ -145,6 +145,7 @@ class ReplayReader:
     def _count(self, data_lsn: int | None) -> int:
         """Rows below `data_lsn`; one of them at least may be drawn."""
         num_rows = self.num_rows if data_lsn is None else int(np.searchsorted(self._lsns[: self.num_rows], data_lsn))
-        if num_rows - self._first <= int(((self._late >= self._first) & (self._late < num_rows)).sum()):
+        num_late = len(self._late) and int(((self._late >= self._first) & (self._late < num_rows)).sum())
+        if num_rows - self._first <= num_late:
             raise StoreError("there is no row to draw: no episode with a reward that is not late")
         return num_rows

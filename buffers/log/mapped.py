@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
 
 from buffers.log.frames import HEADER_BYTES, decode, decode_header
 from buffers.log.reader import LogReader
@@ -25,7 +27,7 @@ class MappedLog:
 
     def __init__(self, folder: Path, *, uuid: UUID) -> None:
         self._folder, self._reader = folder, LogReader(folder, store_uuid=uuid)
-        self._starts: list[int] = []
+        self._starts = np.zeros(0, dtype=np.int64)
         self._maps: dict[int, memoryview] = {}  # start LSN → the segment's bytes
         self.durable_lsn = 0
         self.refresh()
@@ -33,44 +35,55 @@ class MappedLog:
     def refresh(self) -> None:
         """Take in what became durable since."""
         self.durable_lsn = self._reader.watermark()
-        self._starts = list_starts(self._folder)
+        self._starts = np.array(list_starts(self._folder), dtype=np.int64)
 
     @property
     def first_lsn(self) -> int:
         """Where the log begins."""
-        return self._starts[0] if self._starts else 0
+        return int(self._starts[0]) if len(self._starts) else 0
 
     def map_all(self) -> None:
         """Map every segment: those that are trimmed from now on stay readable here. Address space, no memory."""
-        for start in self._starts:
+        starts = self._starts.tolist()
+        for start in starts:
             if start not in self._maps:
                 self._map(start)
-        for start in self._maps.keys() - set(self._starts):
+        for start in self._maps.keys() - set(starts):
             del self._maps[start]
 
-    def payloads(self, lsns: Sequence[int], *, verify: bool = False) -> list[memoryview]:
+    def payloads(self, lsns: Sequence[int] | NDArray[np.int64], *, verify: bool = False) -> list[memoryview]:
         """Views of the records' bytes, in the order of `lsns`; they live as long as somebody holds them.
 
         `verify` compares checksums, which the owner did when it recovered. Raises StoreError where no frame starts at
         an LSN, or it is above the watermark; RotError where a checksum fails.
         """
-        starts, maps, unpack = self._starts, self._maps, _LENGTH_AND_LSN.unpack_from
-        found = []
-        for lsn in lsns:
-            start = starts[bisect_right(starts, lsn) - 1]
-            view = maps.get(start)
-            if view is None:
-                view = self._map(start)
-            offset = lsn - start
-            if not 0 <= offset <= len(view) - HEADER_BYTES or lsn >= self.durable_lsn:
-                raise StoreError(f"{self._folder}: no frame at LSN {lsn}: the log is durable up to {self.durable_lsn}")
-            length, own = unpack(view, offset)
+        places = np.asarray(lsns, dtype=np.int64)
+        if not len(places):
+            return []
+        segments = self._starts.searchsorted(places, side="right") - 1
+        if segments.min() < 0 or places.max() >= self.durable_lsn:
+            outside = places[(segments < 0) | (places >= self.durable_lsn)]
+            raise StoreError(
+                f"{self._folder}: no frame at LSN {outside[0]}: the log begins at {self.first_lsn} and is durable up "
+                f"to {self.durable_lsn}"
+            )
+        starts = self._starts[segments]
+        maps, offsets = self._maps, (places - starts).tolist()
+        views = [maps.get(start) or self._map(start) for start in starts.tolist()]
+        try:
+            heads = list(map(_LENGTH_AND_LSN.unpack_from, views, offsets))
+        except struct.error as error:
+            raise StoreError(f"{self._folder}: no frame starts at one of these LSNs: past a segment's end") from error
+        for lsn, (_, own) in zip(places.tolist(), heads, strict=True):
             if own != lsn:
                 raise StoreError(f"{self._folder}: no frame starts at LSN {lsn}")
-            if verify:
+        if verify:
+            for lsn, view, offset in zip(places.tolist(), views, offsets, strict=True):
                 self._verify(view, offset, lsn)
-            found.append(view[offset + HEADER_BYTES : offset + HEADER_BYTES + length])
-        return found
+        return [
+            view[offset + HEADER_BYTES : offset + HEADER_BYTES + length]
+            for view, offset, (length, _) in zip(views, offsets, heads, strict=True)
+        ]
 
     def _map(self, start: int) -> memoryview:
         path = name_segment(self._folder, start)
