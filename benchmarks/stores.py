@@ -1,6 +1,7 @@
 """One life of a store, in a process of its own: what benchmarks/store.py and store_growth.py call, and kill.
 
     python -m benchmarks.stores fill FOLDER --records N --bytes B    appends until N are there, then dies by SIGKILL
+    python -m benchmarks.stores produce FOLDER --bytes B    how fast several producers append at once
     python -m benchmarks.stores open FOLDER      how long an owner takes to open it, and what it holds in memory
     python -m benchmarks.stores sample FOLDER    how fast 64 records are drawn, and what a reader holds
 
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +35,17 @@ GROUP_SIZE, GROUPS = 8, 16
 BATCH = GROUP_SIZE * GROUPS
 DRAWN = 64
 LAST = 20  # appends that the rate at the end is measured over
+MIN_AT_ONCE, MAX_AT_ONCE, ROUNDS = 64, 256, 5  # groups that several producers append in one round; rounds
+PRODUCERS = {"4 producers": (4, BATCH), "32 producers": (32, 1)}  # producers, records an append
 
 Numbers = dict[str, float]
 
 
-def run_config() -> RunConfig:
+def run_config(*, num_groups: int = GROUPS) -> RunConfig:
     return RunConfig.model_validate(
         {
             "steps": 1 << 40,
-            "learner": {"groups_per_step": GROUPS, "group_size": GROUP_SIZE},
+            "learner": {"groups_per_step": num_groups, "group_size": GROUP_SIZE},
             "store": {"reserve_mib": 0, "index_map_mib": 1 << 15},
         }
     )
@@ -59,10 +64,10 @@ def anonymous_bytes() -> int:
 
 
 class Life:
-    """A producer and a learner of one store, taking turns."""
+    """A producer and a learner of one store, taking turns: `num_groups` groups of 8 each time."""
 
-    def __init__(self, owner: StoreOwner, *, record_bytes: int) -> None:
-        self.owner = owner
+    def __init__(self, owner: StoreOwner, *, record_bytes: int, num_groups: int = GROUPS) -> None:
+        self.owner, self._num_groups = owner, num_groups
         self.epoch, self.seq = owner.attach("bench"), 0
         self.session = owner.open_session(Session(role="learner", epoch=owner.epoch))
         status = owner.status()
@@ -79,17 +84,18 @@ class Life:
         )
         self._label = run_config().environment.label
 
-    def play(self) -> float:
-        """One append of 128 records and the batch that trains on them; the append's seconds."""
+    def play(self, append: Callable[[Sequence[Episode]], object] | None = None) -> float:
+        """The groups' records, appended at once or as `append` does it, and the batch that trains on them; the
+        append's seconds."""
         leases: list[Lease] = []
-        while len(leases) < GROUPS:
-            leases += self.owner.lease("bench", self.epoch, max_tasks=GROUPS - len(leases))
+        while len(leases) < self._num_groups:
+            leases += self.owner.lease("bench", self.epoch, max_tasks=self._num_groups - len(leases))
         episodes = [self._make(lease, member) for lease in leases for member in lease.missing]
         start = time.perf_counter()
-        self.owner.append(episodes)
+        (append or self.owner.append)(episodes)
         seconds = time.perf_counter() - start
         request = BatchRequest(
-            session=self.session, branch=0, step=self.step + 1, parent_version=self.head, num_groups=GROUPS,
+            session=self.session, branch=0, step=self.step + 1, parent_version=self.head, num_groups=self._num_groups,
             max_staleness=1 << 40, seed=1, coefficients={},
         )  # fmt: skip
         cut = self.owner.append_batch(request)
@@ -128,8 +134,8 @@ class Life:
         )
 
 
-def open_store(folder: Path, *, create: bool = False) -> StoreOwner:
-    return StoreOwner.open(folder, config=run_config(), source=name_task, create=create)
+def open_store(folder: Path, *, create: bool = False, num_groups: int = GROUPS) -> StoreOwner:
+    return StoreOwner.open(folder, config=run_config(num_groups=num_groups), source=name_task, create=create)
 
 
 def fill(folder: Path, *, num_records: int, record_bytes: int) -> Numbers:
@@ -146,6 +152,33 @@ def fill(folder: Path, *, num_records: int, record_bytes: int) -> Numbers:
         "data_bytes": float(str(status["data_lsn"])),
         "indexed": float(str(status["indexed_lsn"])) / float(str(status["data_lsn"])),
     }
+
+
+def produce(folder: Path, *, record_bytes: int) -> Numbers:
+    """Records a second of several producers at once, each waiting for its acknowledgement before the next append."""
+    num_groups = max(MIN_AT_ONCE, min(MAX_AT_ONCE, (32 << 20) // (GROUP_SIZE * record_bytes)))
+    owner = open_store(folder, create=True, num_groups=num_groups)
+
+    def append_all(parts: Sequence[Sequence[Episode]]) -> None:
+        for part in parts:
+            owner.append(part)
+
+    life = Life(owner, record_bytes=record_bytes, num_groups=num_groups)
+    numbers = {}
+    for name, (num_producers, size) in PRODUCERS.items():
+        with ThreadPoolExecutor(num_producers) as pool:
+
+            def append(
+                episodes: Sequence[Episode], pool: Executor = pool, num: int = num_producers, size: int = size
+            ) -> None:
+                parts = [episodes[place : place + size] for place in range(0, len(episodes), size)]
+                list(pool.map(append_all, [parts[place::num] for place in range(num)]))
+
+            life.play(append)  # threads start, plans are made
+            seconds = [life.play(append) for _ in range(ROUNDS)]
+        numbers[name] = num_groups * GROUP_SIZE / statistics.median(seconds)
+    owner.close()
+    return numbers
 
 
 def time_open(folder: Path) -> Numbers:
@@ -172,24 +205,16 @@ def sample(folder: Path) -> Numbers:
     with ReplayReader.open(folder) as reader:
         grown = anonymous_bytes() - before
         rng = np.random.default_rng(0)
-        sizes = [len(payload) for payload in reader.payloads(reader.draw_uniform(DRAWN, seed=0).lsns)]
-        buffer = memoryview(bytearray(2 * sum(sizes)))
-
-        def copy(payloads: Sequence[memoryview]) -> None:
-            place = 0
-            for payload in payloads:
-                buffer[place : place + len(payload)] = payload
-                place += len(payload)
 
         def draw(seed: int) -> None:
-            copy(reader.payloads(reader.draw_uniform(DRAWN, seed=seed).lsns))
+            b"".join(reader.payloads(reader.draw_uniform(DRAWN, seed=seed).lsns))
 
         def draw_views(seed: int) -> None:
             reader.payloads(reader.draw_uniform(DRAWN, seed=seed).lsns)
 
         def draw_and_update(seed: int) -> None:
             drawn = reader.draw_by_priority(DRAWN, seed=seed, beta=0.5)
-            copy(reader.payloads(drawn.lsns))
+            b"".join(reader.payloads(drawn.lsns))
             reader.set_priorities(drawn.rows, rng.integers(1, 1 << 20, size=DRAWN))
 
         numbers = {"rows": float(reader.num_rows), "reader_bytes": float(grown)}
@@ -211,7 +236,7 @@ def rate(act: Callable[[int], object], *, seconds: float = 1.0) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["fill", "open", "sample"])
+    parser.add_argument("what", choices=["fill", "produce", "open", "sample"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--bytes", type=int, default=8_192)
@@ -219,7 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "fill":
         print(json.dumps(fill(options.folder, num_records=options.records, record_bytes=options.bytes)), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    print(json.dumps(time_open(options.folder) if options.what == "open" else sample(options.folder)))
+    acts: dict[str, Callable[[Path], Numbers]] = {
+        "produce": partial(produce, record_bytes=options.bytes),
+        "open": time_open,
+        "sample": sample,
+    }
+    print(json.dumps(acts[options.what](options.folder)))
     return 0
 
 

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 LOCKS = Path(__file__).resolve().parent / "locks"
-BUILDS = ("build", "cpu", "cuda", "dev", "trl")  # in this order: dev leaves out what cpu pins
+BUILDS = ("build", "cpu", "cuda", "dev", "trl", "replay", "reverb")  # in this order: dev leaves out what cpu pins
 Pins = dict[str, tuple[str, str]]  # normalised name -> (NAME==VERSION, sha256)
 
 _WITHOUT = re.compile(r"^(?P<pin>\S+==\S+)\s+# without: (?P<names>.+)$", re.MULTILINE)
