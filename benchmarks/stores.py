@@ -2,6 +2,7 @@
 
     python -m benchmarks.stores fill FOLDER --records N --bytes B    appends until N are there, then dies by SIGKILL
     python -m benchmarks.stores produce FOLDER --bytes B    how fast several producers append at once
+    python -m benchmarks.stores snapshot FOLDER --records N --bytes B    what snapshots cost those who write
     python -m benchmarks.stores open FOLDER      how long an owner takes to open it, and what it holds in memory
     python -m benchmarks.stores sample FOLDER    how fast 64 records are drawn, and what a reader holds
 
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from buffers import snapshots
 from buffers.owner import StoreOwner, episode_id
 from buffers.replaying import ReplayReader
 from configs.schema import RunConfig
@@ -36,6 +39,7 @@ BATCH = GROUP_SIZE * GROUPS
 DRAWN = 64
 LAST = 20  # appends that the rate at the end is measured over
 MIN_AT_ONCE, MAX_AT_ONCE, ROUNDS = 64, 256, 5  # groups that several producers append in one round; rounds
+NUM_SNAPSHOTS, NUM_USUAL = 5, 300  # snapshots; appends before them
 PRODUCERS = {"4 producers": (4, BATCH), "32 producers": (32, 1)}  # producers, records an append
 
 Numbers = dict[str, float]
@@ -181,6 +185,47 @@ def produce(folder: Path, *, record_bytes: int) -> Numbers:
     return numbers
 
 
+def snapshot(folder: Path, *, num_records: int, record_bytes: int) -> Numbers:
+    """Appends of 8 records into a run of `num_records`, while another process makes snapshots of it."""
+    for name in ("config.yaml", "manifest.json"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{}\n")
+    owner = open_store(folder / "store", create=True)
+    life = Life(owner, record_bytes=record_bytes)
+    while owner.ledger().episodes < num_records:
+        life.play()
+    owner.close()
+    owner = open_store(folder / "store", num_groups=1)
+    life = Life(owner, record_bytes=record_bytes, num_groups=1)
+    usual, meanwhile = [life.play() for _ in range(NUM_USUAL)], []
+    command = [sys.executable, "-m", "benchmarks.stores", "snap", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        while child.poll() is None:
+            began = time.time()
+            meanwhile.append((began, life.play(), time.time()))
+        assert child.stdout is not None
+        made = json.loads(child.stdout.read())
+    owner.close()
+    beside = [seconds for began, seconds, end in meanwhile if any(began < stop and start < end for start, stop in made)]
+    return {
+        "snapshot, ms": statistics.median(stop - start for start, stop in made) * 1e3,
+        "append p99, ms": float(np.quantile(usual, 0.99)) * 1e3,
+        "append p99 during snapshots, ms": float(np.quantile(beside, 0.99)) * 1e3,
+    }
+
+
+def snap(folder: Path) -> list[tuple[float, float]]:
+    """When each of a few snapshots began and ended, s since 1970."""
+    made = []
+    for number in range(NUM_SNAPSHOTS):
+        start = time.time()
+        snapshots.create(folder, f"number-{number}")
+        made.append((start, time.time()))
+        snapshots.delete(folder, f"number-{number}")
+        time.sleep(0.1)
+    return made
+
+
 def time_open(folder: Path) -> Numbers:
     """Once on another store first: imports and plans of records are the process's, not the store's."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as other:
@@ -236,7 +281,7 @@ def rate(act: Callable[[int], object], *, seconds: float = 1.0) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["fill", "produce", "open", "sample"])
+    parser.add_argument("what", choices=["fill", "produce", "snapshot", "snap", "open", "sample"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--bytes", type=int, default=8_192)
@@ -244,8 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "fill":
         print(json.dumps(fill(options.folder, num_records=options.records, record_bytes=options.bytes)), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    acts: dict[str, Callable[[Path], Numbers]] = {
+    acts: dict[str, Callable[[Path], object]] = {
         "produce": partial(produce, record_bytes=options.bytes),
+        "snapshot": partial(snapshot, num_records=options.records, record_bytes=options.bytes),
+        "snap": snap,
         "open": time_open,
         "sample": sample,
     }

@@ -57,6 +57,24 @@ def test_goals_say_what_was_missed() -> None:
     }
 
 
+def test_peers_are_goals_only_where_they_ran() -> None:
+    row = {
+        "raw, batch 128": 60e3, "log, batch 128": 57e3, "store, batch 128": 30e3, "store, 4 producers": 40e3,
+        "log, 32 producers": 25e3, "store, 32 producers": 12e3, "memory, sample": 13e3, "store, sample": 9e3,
+        "store, by priority": 6e3, "disk / payload": 1.01, "open, ms": 30.0, "records read again": 1e4,
+        "snapshot, ms": 10.0, "append p99, ms": 2.0, "append p99 during snapshots, ms": 5.0,
+    }  # fmt: skip
+    alone = store.judge("tokens", row)
+    assert [goal["met"] for goal in alone] == [
+        True, False, False, True, False, True, True, False, True, True,
+    ]  # fmt: skip
+    peers = {"cpprb, sample": 16e3, "cpprb, prioritised": 11e3, "reverb, prioritised": 0.1e3}
+    beside = store.judge("tokens", row | peers)
+    assert [goal["met"] for goal in beside if "cpprb" in str(goal["name"]) or "Reverb" in str(goal["name"])] == [
+        False, True, True,
+    ]  # fmt: skip
+
+
 def test_own_memory_is_counted() -> None:
     before = anonymous_bytes()
     kept = bytearray(64 << 20)
