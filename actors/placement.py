@@ -2,14 +2,16 @@
 
     mode cpu         engine: `engine.threads` CPUs each   update worker: `learner.threads` CPUs   rollout: none reserved
     mode gpu         the same, and one GPU for each engine and for the update worker; rollout.num_gpus for each worker
-    mode colocated   one bundle for the engine and the update worker, who use it in turn: the larger number of threads
-                     and, where one of them is on `cuda`, one GPU. On paper each holds half; in its turn each has it all
+    mode colocated   one bundle for the engines and the update worker, who use it in turn: the larger number of threads
+                     and, where one of them is on `cuda`, one GPU. On paper each process holds an equal share; in their
+                     turn the engines, or the update worker, have it all
 
 Bundle order is not node order (ray #51117): what a process really got is asked of the process (`card`), not inferred.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +23,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from configs.schema import RunConfig
 from contracts.errors import PlacementError
 
-SHARED = "shared"  # the unit of engine and update worker in mode colocated
+SHARED = "shared"  # the unit of engines and update worker in mode colocated
+UNIT = 10_000  # Ray counts resources in ten-thousandths and rounds: three thirds, rounded up, would not fit into one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The reserved groups of a run, by unit."""
+    """The reserved groups of a run, by unit; how many processes are in the shared one."""
 
     groups: Mapping[str, PlacementGroup]
+    num_sharing: int
 
     def seat(self, role: str) -> dict[str, Any]:
-        """Actor options that put `role` in its place: a bundle of its own, half of the shared one, or nowhere."""
+        """Actor options that put `role` in its place: a bundle of its own, a share of the shared one, or nowhere."""
         kind, _, rank = role.partition("-")
         if role in self.groups:
             return _inside(self.groups[role])
@@ -39,7 +43,7 @@ class Units:
             return _inside(self.groups[kind], bundle=int(rank))
         if kind == "rollout":
             return {"num_cpus": 0}
-        return _inside(self.groups[SHARED], share=0.5)
+        return _inside(self.groups[SHARED], sharing=self.num_sharing)
 
     def release(self) -> None:
         for group in self.groups.values():
@@ -52,7 +56,7 @@ def wanted(config: RunConfig) -> dict[str, list[dict[str, float]]]:
     units: dict[str, list[dict[str, float]]] = {}
     if mode == "colocated":
         gpu = 1.0 if "cuda" in (engine.device, learner.device) else 0.0
-        units[SHARED] = [_bundle(cpus=max(engine.threads, learner.threads), gpus=gpu)]
+        units[SHARED] = [_bundle(cpus=max(engine.count * engine.threads, learner.threads), gpus=gpu)]
     else:
         gpu = 1.0 if mode == "gpu" else 0.0
         units = {f"engine-{rank}": [_bundle(cpus=engine.threads, gpus=gpu)] for rank in range(engine.count)}
@@ -78,15 +82,17 @@ def reserve(config: RunConfig) -> Units:
             f"the cluster has {_text(ray.cluster_resources())}",
             "wait for other jobs, add nodes, or ask for less (engine.count, engine.threads, learner.threads)",
         )
-    return Units(groups=groups)
+    return Units(groups=groups, num_sharing=config.engine.count + 1)
 
 
-def _inside(group: PlacementGroup, *, bundle: int = 0, share: float = 1.0) -> dict[str, Any]:
-    """Actor options that take a share of a group's bundle."""
-    resources = group.bundle_specs[bundle]
+def _inside(group: PlacementGroup, *, bundle: int = 0, sharing: int = 1) -> dict[str, Any]:
+    """Actor options that take an equal share of a group's bundle, of `sharing`."""
+    resources = {
+        name: math.floor(amount / sharing * UNIT) / UNIT for name, amount in group.bundle_specs[bundle].items()
+    }
     return {
-        "num_cpus": resources.get("CPU", 0.0) * share,
-        "num_gpus": resources.get("GPU", 0.0) * share,
+        "num_cpus": resources.get("CPU", 0.0),
+        "num_gpus": resources.get("GPU", 0.0),
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             placement_group=group, placement_group_bundle_index=bundle
         ),

@@ -1,11 +1,11 @@
-"""What sharing costs: `python -m benchmarks.colocated [--quick] [--rounds N] [--threads N] [--json FILE]`.
+"""What sharing costs: `python -m benchmarks.colocated [--quick] [--rounds N] [--config FILE] [--json FILE]`.
 
-The same run, engine and update worker each in a place of its own against both in one place, taking turns
-(cluster.mode=colocated, which is always `sync`), one after the other in every round. Whoever has the turn uses
---threads cores, all of them where nothing is said; apart, each has what the run file gives it. Seconds are from the
-command to its report, start-up, warm start and evaluations included; the rest is from the run's own metrics and spans.
-Memory is the largest sum of the resident sizes of the run's processes, which counts shared pages more than once; on a
-GPU see the run's own metrics.
+The same run, engine and update worker each in a place of its own against all in one place, taking turns
+(cluster.mode=colocated, which is always `sync`), one after the other in every round. Whoever has the turn uses all
+cores: --engines of one thread each, then an update worker of --threads; apart, each has what the run file gives it.
+Seconds are from the command to its report, start-up, warm start and evaluations included; the rest is from the run's
+own metrics and spans. Memory is the largest sum of the resident sizes of the run's processes, which counts shared
+pages more than once; on a GPU see the run's own metrics.
 """
 
 from __future__ import annotations
@@ -75,13 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="60 steps, few held-out items")
     parser.add_argument("--rounds", type=int, default=1, help="how often each runs; medians are compared")
     parser.add_argument("--config", default="configs/quickstart.yaml")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of whoever has the turn")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--engines", type=int, default=cores, help="that take turns with the update worker")
+    parser.add_argument("--threads", type=int, default=cores, help="of the update worker that takes turns with them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     quick = ["steps=60", "environment.held_out_items=32", "evaluate.samples=1"] if options.quick else []
-    threads = (f"engine.threads={options.threads}", f"learner.threads={options.threads}")
-    modes: dict[str, tuple[str, ...]] = {"separate": (), "colocated": (*TURNS, *threads)}
+    engines = (f"engine.count={options.engines}", f"rollout.workers={options.engines}")
+    turns = (*TURNS, *engines, f"learner.threads={options.threads}")
+    modes: dict[str, tuple[str, ...]] = {"separate": (), "colocated": turns}
     rows = []
     with scratch_folder(None) as scratch:
         for number in range(options.rounds):

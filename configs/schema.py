@@ -198,7 +198,7 @@ class Engine(Section):
 class Rollout(Section):
     workers: int = _free(1, ge=1)
     slots: int = _free(2, ge=1)  # leases worked on at once by one worker, each `chunk` groups
-    chunk: int = _free(16, ge=1)  # groups asked for at once
+    chunk: int | None = _free(None, ge=1)  # groups asked for at once; null: 16, in sync mode a whole step's
     max_pending_groups: int = _free(1024, ge=1)  # that wait for a late reward; at more, nothing is handed out
     lease_timeout_s: float = _free(120.0, gt=0)  # after which a held lease is abandoned and handed out again
     ack_log: str | None = _free(None)  # a file or named pipe that hears every acknowledgement (audits)
@@ -364,11 +364,13 @@ class RunConfig(Section):
     def _check_colocated(self) -> None:
         if self.cluster.mode != "colocated":
             return
-        wanted = {"mode": "sync", "engine.count": 1, "engine.transport": "object_store"}
-        found = {"mode": self.mode, "engine.count": self.engine.count, "engine.transport": self.engine.transport}
+        wanted: dict[str, object] = {"mode": "sync", "engine.transport": "object_store"}
+        found: dict[str, object] = {"mode": self.mode, "engine.transport": self.engine.transport}
+        if self.engine.device == "cuda":  # cores are shared by as many engines as there are cores
+            wanted["engine.count"], found["engine.count"] = 1, self.engine.count
         if wrong := [f"{key} is {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]:
             raise ValueError(
-                "cluster.mode is colocated, in which one engine and the update worker take turns on one device, but "
+                "cluster.mode is colocated, in which engine and update worker take turns in one place, but "
                 + " and ".join(wrong)
             )
 

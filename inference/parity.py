@@ -24,7 +24,7 @@ _TAIL_TOKENS = 8  # prompt tokens after the cached block
 
 
 def probe_requests(
-    vocab_size: int, *, block_size: int = KV_BLOCK_TOKENS, num: int = 16, max_tokens: int = 8, seed: int = 0
+    vocab_size: int, *, block_size: int = KV_BLOCK_TOKENS, num: int = 8, max_tokens: int = 4, seed: int = 0
 ) -> list[Request]:
     """`num` random prompts one cache block and 8 tokens long, each answered with exactly `max_tokens` tokens.
 

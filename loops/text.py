@@ -27,6 +27,7 @@ from loops.tasks import derive_seed
 from telemetry.spans import span
 
 SPOKEN = (StopReason.TERMINATED, StopReason.LENGTH)
+CHUNK = 16  # groups in one call: while the engine answers one slot's, another slot's are judged
 _CALLS = itertools.count()
 
 
@@ -224,7 +225,11 @@ class TextPlayer:
 
     @property
     def capacity(self) -> int:
-        return self._config.rollout.chunk
+        rollout, mode = self._config.rollout, self._config.mode
+        if rollout.chunk is not None:
+            return rollout.chunk
+        # In sync mode nothing is judged or learned while the engine works: the fewer calls, the shorter the step.
+        return CHUNK if mode == "async" else -(-self._config.learner.groups_per_step // rollout.workers)
 
     def play(self, leases: Sequence[Lease]) -> list[Episode]:
         """Episodes of every missing member, in lease and member order."""
