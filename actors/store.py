@@ -18,7 +18,7 @@ from buffers.reading import Records
 from configs.schema import RunConfig
 from contracts.errors import RatchetError
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Hold, Kind, Lease, Ledger, Review
+from contracts.records import Ack, Batch, ControlRecord, Decision, Episode, Feedback, Hold, Kind, Lease, Ledger, Review
 from loops.tasks import task_source
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class StoreActor(Process):
         return self._owner.read(lsns)
 
     @group("data")
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         return self._owner.decide(record, session)
 
     @group("data")

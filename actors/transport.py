@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import ray
 
 from contracts.protocols import BatchRequest, InFlight, WeightSet
-from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger
+from contracts.records import Ack, Batch, ControlRecord, Decision, Episode, Kind, Lease, Ledger
 
 CALL_S = 60.0  # a store call is a few milliseconds; an fsync on a disk in trouble can take many seconds
 GRACE_S = 30.0  # beyond an engine's own deadline
@@ -59,7 +59,7 @@ class StoreClient:
         episodes: list[Episode] = wait_for(self._actor.read.remote(lsns), timeout_s=CALL_S)
         return episodes
 
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         return int(wait_for(self._actor.decide.remote(record, session), timeout_s=CALL_S))
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:

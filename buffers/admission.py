@@ -1,8 +1,8 @@
 """How many tasks may be handed out now, and which. The queue is bounded here, never where experience is appended.
 
 async   groups outstanding, and one more batch for each decision on its way to the engines,
-        stay below (max_staleness + 1) × groups_per_step
-sync    exactly groups_per_step, once the engines have the newest version
+        stay below (max_staleness + 1) × new groups of a step (all of them, unless store.sampler learns from some again)
+sync    exactly the new groups of a step, once the engines have the newest version
 both    never more than the remaining steps can use
         groups that wait for a reward are not counted: they may take hours. They have a bound of their own
 """
@@ -25,7 +25,7 @@ def is_open(fold: Fold, config: RunConfig) -> bool:
 
 def count_admissible(fold: Fold, config: RunConfig, *, num_reserved: int) -> int:
     """How many more groups may be handed out; `num_reserved` are on their way into the log."""
-    per_step = config.learner.groups_per_step
+    per_step = config.new_groups_per_step
     outstanding = fold.num_outstanding + num_reserved
     remaining = (config.steps - fold.last_step(fold.branch)) * per_step - outstanding
     on_the_way = fold.num_unsettled(fold.branch) * per_step

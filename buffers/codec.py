@@ -44,7 +44,7 @@ _CLASSES: dict[int, type[Record]] = {
     record.KIND: record
     for record in (
         records.Task, records.Episode, records.Feedback, records.Quarantined, records.Hold, records.Review,
-        records.Session, records.Batch,
+        records.Priority, records.Session, records.Batch,
         records.Version, records.Served, records.Guard, records.Checkpoint, records.Branch, records.Skip,
         records.Closed, records.Failure, records.Evaluation, records.Trim,
         records.Erased,

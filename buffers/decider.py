@@ -10,9 +10,21 @@ from buffers.reading import Records
 from buffers.sampling import choose_first, find_zero_spread, order_rows
 from buffers.state import Due, StoreState
 from buffers.successes import find_replay, find_successes, put_replays
+from buffers.window import HIGHEST_PRIORITY, Window
 from contracts.errors import FencedError, StoreError
 from contracts.protocols import BatchRequest
-from contracts.records import Batch, Closed, ControlRecord, Disposition, Kind, Session, Skip, Version
+from contracts.records import (
+    Batch,
+    Closed,
+    ControlRecord,
+    Decision,
+    Disposition,
+    Kind,
+    Priority,
+    Session,
+    Skip,
+    Version,
+)
 
 REASONS = {
     Disposition.STALE: "older than the bound when its turn came",
@@ -25,8 +37,8 @@ MOST_REPLACED = 10  # batches' worth of groups without spread that one batch may
 class Decider:
     """`_deciding` is held while the disk is waited for: only those who decide wait for each other."""
 
-    def __init__(self, state: StoreState, *, records: Records) -> None:
-        self._state, self._records = state, records
+    def __init__(self, state: StoreState, *, records: Records, window: Window) -> None:
+        self._state, self._records, self._window = state, records, window
         self._deciding = Lock()
 
     def open_session(self, record: ControlRecord) -> int:
@@ -36,14 +48,16 @@ class Decider:
         with self._deciding:
             return self._append(record)
 
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         """See contracts.protocols.Store. A SKIP of the same batch, too, is compare-and-append."""
         if isinstance(record, Batch | Session | Closed):
             raise StoreError(f"a {type(record).__name__} is written by append_batch, open_session or the owner itself")
         with self._deciding:
             with self._state.lock:
                 self._check_session(session)
-                known = self._find_same(record)
+                known = None if isinstance(record, Priority) else self._find_same(record)
+            if isinstance(record, Priority):
+                return self._prioritise(record)
             return self._append(record) if known is None else known
 
     def append_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
@@ -58,6 +72,7 @@ class Decider:
                     return None
             if stored is not None:
                 return self._read_batch(stored)
+            self._window.load(branch=request.branch, step=request.step)
             mark = state.data.writer.sync()  # a BATCH may name only what is durable
             with state.lock:
                 batch, futures = self._cut(request, mark)
@@ -68,6 +83,24 @@ class Decider:
         with self._state.lock:
             future = self._state.control.submit([record])
         return self._state.finish(future)[0]
+
+    def _prioritise(self, record: Priority) -> int:
+        """Experience's own log keeps it: it comes after the groups that it names and is trimmed with them."""
+        with self._state.lock:
+            self._check_priority(record)
+            future = self._state.data.submit([record])
+        (lsn,) = self._state.finish(future)
+        self._window.prioritise(record)
+        return lsn
+
+    def _check_priority(self, record: Priority) -> None:
+        if len(record.leases) != len(record.priorities):
+            raise StoreError(f"{len(record.leases)} leases have {len(record.priorities)} priorities")
+        if wrong := [priority for priority in record.priorities if not 0 <= priority <= HIGHEST_PRIORITY]:
+            raise StoreError(f"{wrong[0]} is no priority: they are from 0 to {HIGHEST_PRIORITY}")
+        fold = self._state.fold
+        if unknown := [one for one in record.leases if one >= fold.trimmed_lsn and fold.groups.get(one) is None]:
+            raise StoreError(f"{unknown[0]} is no lease of this store")
 
     def _check_session(self, session: int) -> None:
         newest = self._state.fold.sessions
@@ -97,7 +130,11 @@ class Decider:
     def _can_cut(self, request: BatchRequest) -> bool:
         if request.parent_version not in self._state.fold.versions:
             raise StoreError(f"batch of step {request.step}: there is no version {request.parent_version}")
-        return len(self._find_queue(math.inf)) >= request.num_groups
+        return len(self._find_queue(math.inf)) >= self._count_new(request)
+
+    def _count_new(self, request: BatchRequest) -> int:
+        """Groups that no batch had before."""
+        return request.num_groups - self._state.config.store.count_replayed(request.num_groups)
 
     def _find_queue(self, mark: float) -> list[int]:
         """Ready groups below `mark`, first come first."""
@@ -107,10 +144,11 @@ class Decider:
     def _cut(self, request: BatchRequest, mark: int) -> tuple[Batch | None, list[Future[list[int]]]]:
         """Submit the batch with what it drops; where it cannot be filled, what is dropped alone."""
         state, fold, replay = self._state, self._state.fold, self._state.config.replay
+        num_new = self._count_new(request)
         choice = choose_first(
             fold,
             self._find_queue(mark),
-            num_groups=request.num_groups,
+            num_groups=num_new,
             parent_version=request.parent_version,
             max_staleness=request.max_staleness,
             with_spread=request.with_spread and state.fold.num_replaced < MOST_REPLACED * request.num_groups,
@@ -118,7 +156,7 @@ class Decider:
                 find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed) is not None
             ),
         )
-        if len(choice.leases) < request.num_groups:
+        if len(choice.leases) < num_new:
             ends: Due = {}
             for drop in choice.dropped:
                 ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
@@ -130,7 +168,7 @@ class Decider:
             branch=request.branch,
             step=request.step,
             parent_version=request.parent_version,
-            rows=rows,
+            rows=(*rows, *self._window.draw_locked(request.num_groups, seed=request.seed, step=request.step)),
             zero_spread=find_zero_spread(fold, tuple(lease for lease in choice.leases if lease not in mixed)),
             dropped=choice.dropped,
             seed=request.seed,

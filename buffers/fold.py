@@ -39,6 +39,7 @@ from contracts.records import (
     Guard,
     Hold,
     Ledger,
+    Priority,
     Quarantined,
     Record,
     Review,
@@ -71,6 +72,7 @@ class Fold:
     version_lsns: Shelf[tuple[int, int, str], int] = field(default_factory=Shelf)  # (branch, step, root hash) → LSN
     batch_lsns: Shelf[tuple[int, int], int] = field(default_factory=Shelf)  # (branch, step) → LSN
     successes: Shelf[str, Successes] = field(default_factory=Shelf)  # task → its newest ones, oldest first
+    priorities: Shelf[int, int] = field(default_factory=Shelf)  # lease → its newest PRIORITY
     late: Shelf[int, int] = field(default_factory=Shelf)  # LSN of a late episode → the LSN its lease closed at
     settled: Shelf[int, int] = field(default_factory=Shelf)  # version → LSN of the SERVED or refusal it had last
 
@@ -264,6 +266,10 @@ class Fold:
     def _review(self, lsn: int, review: Review) -> None:
         self._judge(lsn, review.lease, Verdict.ACCEPTED if review.accepted else Verdict.REJECTED)
 
+    def _priority(self, _: int, record: Priority) -> None:
+        for lease, priority in zip(record.leases, record.priorities, strict=True):
+            self.priorities[lease] = priority
+
     def _judge(self, lsn: int, lease: int, verdict: Verdict) -> None:
         """The last one counts, until the group ends; in a batch it changes nothing any more."""
         group = self._find(lease)
@@ -430,8 +436,8 @@ class Fold:
 
 
 def leases_of(batch: Batch) -> list[int]:
-    """Leases of a batch's rows, each once, in row order."""
-    return list(dict.fromkeys(row.lease for row in batch.rows))
+    """Leases of a batch's groups, each once, in row order; without those that it learns from once more."""
+    return list(dict.fromkeys(row.lease for row in batch.rows if not row.replayed))
 
 
 def _trained(lease: int, batch: Batch) -> Disposition:
@@ -445,6 +451,7 @@ _RULES: dict[type[Record], Callable[..., None]] = {
     Quarantined: Fold._quarantined,
     Hold: Fold._hold,
     Review: Fold._review,
+    Priority: Fold._priority,
     Erased: Fold._erased,
     Trim: Fold._trim,
     Session: Fold._session,

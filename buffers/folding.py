@@ -169,6 +169,7 @@ _SHAPES: dict[str, _Shape[Any, Any]] = {
     "version_lsns": _NUMBERS,
     "batch_lsns": _NUMBERS,
     "successes": _Shape(list, lambda plain: tuple(map(tuple, plain))),
+    "priorities": _Shape(_as_it_is, _as_it_is),
     "late": _Shape(_as_it_is, _as_it_is),
     "settled": _Shape(_as_it_is, _as_it_is),
 }

@@ -2,7 +2,7 @@
 
     tasks      task id → leases (sorted duplicates)
     rows       block → LSNs of the episodes that came with a reward, in log order (buffers/replaying.py)
-    groups, producers, versions, version_lsns, batch_lsns, successes, late, settled   the fold's shelves
+    groups, producers, versions, version_lsns, batch_lsns, successes, priorities, late, settled   the fold's shelves
     meta       store uuid, format, how far of each log it holds, and the rest of the fold at that very point
 
 One transaction is one cut of both logs: whoever opens the index has the fold as it was there, and folds on from there.
@@ -29,8 +29,10 @@ import msgpack
 from buffers.codec import encode
 from contracts.errors import StoreError, StoreStoppedError
 
-FORMAT = 3
-SHELVES = ("groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "late", "settled")
+FORMAT = 4
+SHELVES = (
+    "groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "priorities", "late", "settled",
+)  # fmt: skip
 _MAX_KEY_BYTES = 400  # LMDB's limit is 511
 _UNTRUSTED = "untrusted"  # a file that says: build it again
 _LSN = struct.Struct(">Q")

@@ -27,10 +27,24 @@ from buffers.log.writer import LogWriter
 from buffers.reading import Records
 from buffers.retention import Retention, Trimmed, finish_trim
 from buffers.state import StoreState
+from buffers.window import Window
 from configs.schema import RunConfig
 from contracts.errors import StoreError, StoreIdentityError, StoreStoppedError
 from contracts.protocols import BatchRequest, TaskSource
-from contracts.records import Ack, Batch, ControlRecord, Episode, Feedback, Hold, Kind, Lease, Ledger, Review, Session
+from contracts.records import (
+    Ack,
+    Batch,
+    ControlRecord,
+    Decision,
+    Episode,
+    Feedback,
+    Hold,
+    Kind,
+    Lease,
+    Ledger,
+    Review,
+    Session,
+)
 
 BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 
@@ -58,8 +72,9 @@ class StoreOwner:
         self._state, self._records, self._resources = state, records, resources
         self._dispenser = Dispenser(state, source=source, store_epoch=held.epoch)
         self._intake = Intake(state)
-        self._decider = Decider(state, records=records)
-        self._retention = Retention(state, records=records, folder=folder)
+        window = Window(state, records=records)
+        self._decider = Decider(state, records=records, window=window)
+        self._retention = Retention(state, records=records, folder=folder, window=window)
 
     @classmethod
     def open(
@@ -157,7 +172,7 @@ class StoreOwner:
     def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
         return self._state.ask_until(lambda: self._decider.append_batch(request), wait_s=wait_s)
 
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         return self._decider.decide(record, session)
 
     def read(self, lsns: Sequence[int]) -> list[Episode]:

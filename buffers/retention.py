@@ -3,7 +3,8 @@
     TRIM is durable, with the sums of what goes ─► the segments' names are removed, oldest first ─► the folder is synced
 
 A crash in between: the next owner removes the rest. What stays whatever the bounds say: groups that have not ended
-(open, pending, held, ready, in an open batch) or whose task is to be handed out again; the rows of every batch after
+(open, pending, held, ready, in an open batch) or whose task is to be handed out again, or that may be learned from once
+more (buffers/window.py); the rows of every batch after
 the oldest kept checkpoint beside genesis, so that a start and a replay from there find them; what the index has not
 taken in; what a reader holds (buffers/log/readers.py). Snapshots have files of their own. Versions below that
 checkpoint cannot be computed again from then on. Not covered: a trimmed store whose index is lost forgets stored
@@ -26,6 +27,7 @@ from buffers.log.readers import make_gate, trimming
 from buffers.log.segments import Segment, list_starts, name_segment
 from buffers.reading import Records
 from buffers.state import StoreState
+from buffers.window import Window
 from contracts.records import Batch, Checkpoint, Fault, Kind, Quarantined, Trim
 
 
@@ -50,8 +52,8 @@ class _Content:
 class Retention:
     """One trim at a time."""
 
-    def __init__(self, state: StoreState, *, records: Records, folder: Path) -> None:
-        self._state, self._records, self._folder = state, records, folder
+    def __init__(self, state: StoreState, *, records: Records, folder: Path, window: Window) -> None:
+        self._state, self._records, self._folder, self._window = state, records, folder, window
         make_gate(folder)
 
     def trim(self) -> Trimmed | None:
@@ -87,7 +89,7 @@ class Retention:
         awaited = self._state.leases.oldest_awaited
         if awaited is not None:
             leases.append(awaited)
-        return min([*leases, self._state.index.data_lsn])
+        return int(min([*leases, self._state.index.data_lsn, self._window.floor]))
 
     def _find_needed_by_batches(self) -> int:
         """The lowest LSN that a batch after the oldest kept checkpoint beside genesis names; 0 where there is none."""

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from buffers.codec import decode
+from buffers.fold import leases_of
 from buffers.inspection import OnProgress, ignore
 from buffers.log.identity import read_identity
 from buffers.log.reader import LogReader
@@ -155,7 +156,7 @@ COLUMNS: dict[str, tuple[str, tuple[Column, ...]]] = {
             ("lease", pa.int64(), ""),
             ("weight", pa.float64(), ""),
             ("zero_spread", pa.bool_(), "every reward of its group is the same"),
-            ("replayed", pa.bool_(), "a stored success in the place of the group's first member"),
+            ("replayed", pa.bool_(), "a stored success, or all of a group that is learned from once more"),
         ),
     ),
     "endings": (
@@ -304,7 +305,7 @@ class _Control:
         batch = self._open.pop(batch_lsn, None)
         if batch is None:  # genesis, or a step that was computed again with other bits
             return
-        for lease in dict.fromkeys(row.lease for row in batch.rows):
+        for lease in leases_of(batch):
             how = Disposition.ZERO_SPREAD if lease in batch.zero_spread else Disposition.TRAINED
             yield "endings", _ending(lease, Disposition.SKIPPED if skipped else how, lsn, batch_lsn=batch_lsn)
 

@@ -229,6 +229,14 @@ class Store(Section):
     commit_wait_ms: float = _free(2.0, ge=0)
     strict: bool = _free(False)
     index_map_mib: int = _free(4096, ge=16)
+    sampler: Literal["fifo", "uniform", "prioritised"] = "fifo"  # what a batch is filled with beside new groups
+    replayed_share: float = Field(0.5, gt=0, lt=1)  # not fifo: of learner.groups_per_step, rounded down; less at first
+    replayed_window: int = Field(32, ge=1)  # steps: the groups of so many newest ones are learned from again
+    importance_exponent: float = Field(0.5, ge=0, le=1)  # prioritised: how far weights make up for it; 1: wholly
+
+    def count_replayed(self, num_groups: int) -> int:
+        """Of `num_groups` in a batch, those that were learned from before."""
+        return 0 if self.sampler == "fifo" else int(self.replayed_share * num_groups)
 
 
 class Replay(Section):
@@ -339,9 +347,27 @@ class RunConfig(Section):
             raise ValueError(f"model.init.width {init.width} is no multiple of heads {init.heads}")
         self._check_tenant()
         self._check_turns()
+        self._check_sampler()
         if self.replay.enabled and self.control.id is not None:
             raise ValueError("replay.enabled is for groups of several tries: control runs have none")
         return self
+
+    @property
+    def new_groups_per_step(self) -> int:
+        """Groups of a batch that no batch had before."""
+        return self.learner.groups_per_step - self.store.count_replayed(self.learner.groups_per_step)
+
+    def _check_sampler(self) -> None:
+        store = self.store
+        if store.sampler == "fifo":
+            return
+        if self.control.id is not None:
+            raise ValueError(f"store.sampler {store.sampler} is for policy_gradient: PPO learns from each episode once")
+        if store.count_replayed(self.learner.groups_per_step) == 0:
+            raise ValueError(
+                f"store.sampler is {store.sampler}, but store.replayed_share {store.replayed_share} of "
+                f"learner.groups_per_step {self.learner.groups_per_step} is less than one group"
+            )
 
     def _check_turns(self) -> None:
         engine, turns = self.engine, self.environment.max_turns

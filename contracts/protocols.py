@@ -17,6 +17,7 @@ from contracts.records import (
     Ack,
     Batch,
     ControlRecord,
+    Decision,
     Episode,
     FloatArray,
     IntArray,
@@ -273,7 +274,7 @@ class Store(Protocol):
         `reward_lsn`."""
         ...
 
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         """Append one decision; its LSN. VERSION is compare-and-append by (branch, step, root hash)."""
         ...
 

@@ -6,7 +6,7 @@ default, so that old bytes still read. An LSN is a byte position in the logical 
 
     data      TASK ─► EPISODE × group_size ─► (FEEDBACK)          producer: rollout workers
                       QUARANTINED in place of one that is no good
-                      (HOLD ─► REVIEW) of a group
+                      (HOLD ─► REVIEW) of a group, PRIORITY of groups
     control   SESSION ─► BATCH ─► VERSION ─► SERVED | GUARD       producer: update worker, supervisor
 
     a task's life:  handed ─► in flight ─► ready ─► exactly one Disposition
@@ -38,6 +38,7 @@ class Kind(IntEnum):
     QUARANTINED = 5
     HOLD = 6
     REVIEW = 7
+    PRIORITY = 8
     SESSION = 64
     BATCH = 65
     VERSION = 66
@@ -232,6 +233,20 @@ class Review:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Priority:
+    """How often groups are to be learned from again, each in proportion to its number; the last one counts.
+
+    Integers, so that sums are exact. 0: not again. A group that none names has the highest there is.
+    """
+
+    KIND: ClassVar[Kind] = Kind.PRIORITY
+    leases: tuple[int, ...]
+    priorities: tuple[int, ...]  # 0 .. 2^31 - 1, one a lease
+    producer: str = ""
+    wall_time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quarantined:
     """An episode that no learner may read, kept as it came, with the reason. It is its member's try: never another."""
 
@@ -275,7 +290,7 @@ class Row:
     reward_lsn: int  # the FEEDBACK that counts, or the episode itself
     lease: int  # of the group that it counts in
     weight: float = 1.0
-    replayed: bool = False  # a success of another lease of the same task, in the place of a fresh member
+    replayed: bool = False  # in the place of a fresh member: a success of another lease; in all rows of a lease: again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,7 +456,7 @@ class Erased:
     wall_time: float = 0.0
 
 
-DataRecord = Task | Episode | Feedback | Quarantined | Hold | Review
+DataRecord = Task | Episode | Feedback | Quarantined | Hold | Review | Priority
 ControlRecord = (
     Session
     | Batch
@@ -458,6 +473,7 @@ ControlRecord = (
     | Erased
 )
 Record = DataRecord | ControlRecord
+Decision = ControlRecord | Priority  # what a learner writes
 
 
 @dataclass(frozen=True, kw_only=True)

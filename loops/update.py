@@ -20,6 +20,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import pstdev
 from threading import Event
 from typing import Protocol
 
@@ -30,10 +31,12 @@ from contracts.records import (
     Batch,
     Checkpoint,
     ControlRecord,
+    Decision,
     Episode,
     Evaluation,
     Failure,
     Guard,
+    Priority,
     Served,
     Session,
     Skip,
@@ -46,6 +49,7 @@ log = logging.getLogger(__name__)
 WAIT_S = 0.5  # how long the store may wait for a full queue; a loop that is told to stop notices after it
 IDLE_S = 0.005  # between two such calls
 FAILURES_TO_SKIP = 2
+SCALE, HIGHEST = 1 << 16, (1 << 31) - 1  # of a priority: a deviation of 1, and the most there is
 BRANCH = 0  # roll-back and rewind, which open further branches, are not built yet
 
 
@@ -266,6 +270,7 @@ class UpdateLoop:
         while failures < FAILURES_TO_SKIP:
             try:
                 episodes = self._read(batch)
+                self._prioritise(batch, episodes)
                 with self._part("update", step=batch.step):
                     result = self._ports.learner.step(batch, episodes, before_change=self._settle)
             except LearnerError as error:
@@ -282,6 +287,27 @@ class UpdateLoop:
         self._at.step = batch.step
         if not self._recovering:
             self._ports.wake()
+
+    def _prioritise(self, batch: Batch, episodes: Sequence[Episode]) -> None:
+        """Say how often the batch's new groups are to be learned from again: in proportion to their rewards' deviation.
+
+        Before anything is computed, so that whoever computes the batch again says it again, and the next one is cut
+        from the same priorities.
+        """
+        if self._config.store.sampler != "prioritised":
+            return
+        rewards: dict[int, list[float]] = {}
+        for row, episode in zip(batch.rows, episodes, strict=True):
+            if not row.replayed and episode.reward is not None:
+                rewards.setdefault(row.lease, []).append(episode.reward)
+        self._decide(
+            Priority(
+                leases=tuple(rewards),
+                priorities=tuple(min(HIGHEST, round(SCALE * pstdev(one))) for one in rewards.values()),
+                producer="learner",
+                wall_time=time.time(),
+            )
+        )
 
     def _new_version(self, lsn: int, batch: Batch, result: StepResult, *, staleness: float = 0.0) -> None:
         number = self._at.last_number + 1
@@ -373,7 +399,7 @@ class UpdateLoop:
         self._decide(version)
         self._remember(version)
 
-    def _decide(self, record: ControlRecord) -> int:
+    def _decide(self, record: Decision) -> int:
         with self._part("decide", step=getattr(record, "step", self._at.step)):
             return self._ports.store.decide(record, self._session)
 

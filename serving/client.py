@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, cast
 import grpc
 
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, Batch, ControlRecord, Episode, Kind, Lease, Ledger, Record
+from contracts.records import Ack, Batch, ControlRecord, Decision, Episode, Kind, Lease, Ledger, Record
 from serving.access import Tls, authorize, open_channel
 from serving.columns import read_batch
 from serving.producer import ProducerStream
@@ -120,7 +120,7 @@ class RemoteStore:
         responses: list[pb.ReadResponse] = self._ask_for_all(self._stub.Read, pb.ReadRequest(lsns=lsns))
         return [episode for response in responses for episode in read_batch(response.record_batch)]
 
-    def decide(self, record: ControlRecord, session: int) -> int:
+    def decide(self, record: Decision, session: int) -> int:
         return int(self._ask(self._stub.Decide, pb.DecideRequest(record=to_record(record), session=session)).lsn)
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:

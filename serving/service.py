@@ -14,7 +14,7 @@ from buffers.reading import Records
 from configs.schema import Serving
 from contracts.errors import RatchetError, UserError
 from contracts.protocols import Store
-from contracts.records import ControlRecord, Kind
+from contracts.records import Decision, Kind
 from serving.columns import SCHEMA_BYTES, count_bytes, write_batch
 from serving.experience import ExperienceStream, Limits
 from serving.meter import OTHER, Meter
@@ -210,7 +210,7 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
 
     # ------------------------------------------------------------------------------------------ behind them
 
-    def _read_decision(self, message: pb.Record, context: grpc.ServicerContext) -> ControlRecord:
+    def _read_decision(self, message: pb.Record, context: grpc.ServicerContext) -> Decision:
         self._check_learner(context)
         return read_decision(message)
 

@@ -24,7 +24,7 @@ from contracts.errors import (
     UserError,
 )
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, ControlRecord, Fault, Kind, Lease, Ledger, Record, Task
+from contracts.records import Ack, Decision, Fault, Kind, Lease, Ledger, Record, Task
 from serving.v1 import store_pb2 as pb
 
 ERROR_KEY = "ratchet-error"  # in a refusal's trailing metadata: the error's name
@@ -97,16 +97,16 @@ def read_record(message: pb.Record) -> Record:
     return decode(message.kind, message.payload)
 
 
-def read_decision(message: pb.Record) -> ControlRecord:
+def read_decision(message: pb.Record) -> Decision:
     """A control record, which may come from anybody: every value has the type that its field says. FormatError."""
-    if message.kind < FIRST_CONTROL_KIND:
+    if message.kind < FIRST_CONTROL_KIND and message.kind != Kind.PRIORITY:
         raise FormatError(f"a record of kind {message.kind} is no decision")
     try:
         record = decode(message.kind, message.payload)
     except (AttributeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise FormatError(f"a decision that does not read: {error!r}") from error
     check_types(record)
-    return cast(ControlRecord, record)
+    return cast(Decision, record)
 
 
 def check_types(record: Any) -> None:

@@ -28,7 +28,18 @@ from buffers import snapshots
 from buffers.codec import peek
 from buffers.log.reader import LogReader, verify_chain
 from buffers.view import StoreView
-from contracts.records import Batch, Episode, Feedback, Record, Skip, Task, Version
+from contracts.records import (
+    Batch,
+    Episode,
+    Feedback,
+    Hold,
+    Priority,
+    Record,
+    Review,
+    Skip,
+    Task,
+    Version,
+)
 from tests.crash.store_life import live
 
 T = TypeVar("T")
@@ -48,6 +59,8 @@ class Oracle:
     episodes: dict[int, str] = field(default_factory=dict)  # data LSN → id
     late: set[int] = field(default_factory=set)
     feedback: dict[int, int] = field(default_factory=dict)  # data LSN → LSN of its episode
+    verdicts: set[tuple[str, str]] = field(default_factory=set)  # hold or review, its reason: each has one of its own
+    priorities: dict[int, int] = field(default_factory=dict)  # data LSN → lease
     decisions: dict[int, tuple[str, int]] = field(default_factory=dict)  # control LSN → what, and which
     snapshots: dict[str, frozenset[int]] = field(default_factory=dict)  # name → episodes promised before it was begun
     epochs: list[int] = field(default_factory=list)
@@ -56,7 +69,8 @@ class Oracle:
 
     @property
     def num_promises(self) -> int:
-        return len(self.tasks) + len(self.episodes) + len(self.feedback) + len(self.decisions)
+        said = (self.tasks, self.episodes, self.feedback, self.verdicts, self.priorities, self.decisions)
+        return sum(map(len, said))
 
     def hear(self, line: str) -> None:
         what, *words = line.split(" ", 1 if line.startswith("fault") else -1)
@@ -71,6 +85,10 @@ class Oracle:
                     self.late.add(int(words[0]))
             case "feedback":
                 self._expect(self.feedback, int(words[0]), int(words[1]))
+            case "hold" | "review":
+                self.verdicts.add((what, words[0]))
+            case "priority":
+                self._expect(self.priorities, int(words[0]), int(words[1]))
             case "batch" | "version" | "skip":
                 self._expect(self.decisions, int(words[0]), (what, int(words[1])))
             case "taking":
@@ -145,6 +163,15 @@ def _check_promises(oracle: Oracle, found: Found) -> Iterator[str]:
         record = found.data.get(lsn)
         if not isinstance(record, Feedback) or record.episode_lsn != episode_lsn:
             yield f"lost: feedback {lsn}"
+    for lsn, lease in oracle.priorities.items():
+        record = found.data.get(lsn)
+        if not isinstance(record, Priority) or record.leases != (lease,):
+            yield f"lost: priority {lsn}"
+    verdicts = Counter(
+        (record.KIND.name.lower(), record.reason) for record in found.data.values() if isinstance(record, Hold | Review)
+    )
+    yield from (f"lost: {what} {reason}" for what, reason in oracle.verdicts if not verdicts[what, reason])
+    yield from (f"doubled: {what} {reason}" for (what, reason), count in verdicts.items() if count > 1)
     for lsn, (what, number) in oracle.decisions.items():
         if _name_decision(found.control.get(lsn)) != (what, number):
             yield f"lost: {what} {number} at {lsn}"
@@ -170,7 +197,7 @@ def _check_batches(oracle: Oracle, found: Found) -> Iterator[str]:
     batches = found.of_kind(Batch)
     steps = Counter((batch.branch, batch.step) for batch in batches.values())
     yield from (f"doubled: batch of step {step}" for step, count in steps.items() if count > 1)
-    rows = Counter(row.episode_lsn for batch in batches.values() for row in batch.rows)
+    rows = Counter(row.episode_lsn for batch in batches.values() for row in batch.rows if not row.replayed)
     yield from (f"trained twice: episode {lsn}" for lsn, count in rows.items() if count > 1)
     yield from (f"in a batch, but late: episode {lsn}" for lsn in rows.keys() & oracle.late)
     for lsn, batch in batches.items():
@@ -212,6 +239,8 @@ class Summary:
     episodes: int = 0
     late: int = 0
     feedback: int = 0
+    verdicts: int = 0
+    priorities: int = 0
     decisions: int = 0
     snapshots: int = 0
     failed_rounds: int = 0
@@ -225,6 +254,8 @@ class Summary:
         self.episodes += len(oracle.episodes)
         self.late += len(oracle.late)
         self.feedback += len(oracle.feedback)
+        self.verdicts += len(oracle.verdicts)
+        self.priorities += len(oracle.priorities)
         self.decisions += len(oracle.decisions)
         self.snapshots += len(oracle.snapshots)
 

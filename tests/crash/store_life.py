@@ -6,6 +6,7 @@ Whatever the store promises is told to a pipe, one line of less than a page at a
 
     open EPOCH                         task LEASE                  batch LSN STEP
     episode|late LSN ID                feedback LSN EPISODE-LSN    version|skip LSN NUMBER
+    hold|review REASON                 priority LSN LEASE
     taking NAME, then snapshot NAME    fault WHAT                  what must never happen
 """
 
@@ -22,7 +23,19 @@ from typing import Any
 
 from buffers import snapshots
 from buffers.owner import StoreOwner
-from contracts.records import Ack, Batch, Episode, Feedback, Lease, Served, Skip, StopReason
+from contracts.records import (
+    Ack,
+    Batch,
+    Episode,
+    Feedback,
+    Hold,
+    Lease,
+    Priority,
+    Review,
+    Served,
+    Skip,
+    StopReason,
+)
 from tests.unit.buffers.bench import Bench, make_step, name_task, small_config
 
 NUM_WORKERS = 3
@@ -50,7 +63,8 @@ def live(run_folder: Path, *, seed: int, pipe: int) -> None:
 
 def _live(run_folder: Path, *, seed: int, tell: Tell) -> None:
     chance = random.Random(seed)
-    config = small_config(steps=STEPS, max_staleness=3)
+    sampler = chance.choice(("fifo", "uniform", "prioritised"))
+    config = small_config(steps=STEPS, max_staleness=3, sampler=sampler)
     config = config.model_copy(
         update={"rollout": config.rollout.model_copy(update={"lease_timeout_s": LEASE_TIMEOUT_S})}
     )
@@ -105,6 +119,19 @@ def _work(bench: Bench, chance: random.Random, tell: Tell) -> None:
 
 
 def _play(bench: Bench, lease: Lease, chance: random.Random, tell: Tell) -> None:
+    is_held = chance.random() < 0.2
+    if is_held:
+        hold = Hold(lease=lease.lsn, reason=f"{chance.random()}")
+        bench.owner.hold(hold)
+        tell("hold", hold.reason)
+    _try_all(bench, lease, chance, tell)
+    if is_held and chance.random() < 0.9:
+        review = Review(lease=lease.lsn, accepted=chance.random() < 0.7, reason=f"{chance.random()}")
+        bench.owner.review(review)
+        tell("review", review.reason)
+
+
+def _try_all(bench: Bench, lease: Lease, chance: random.Random, tell: Tell) -> None:
     version, fate = int(str(bench.owner.status()["served"])), chance.random()
     for member in lease.missing:
         changes: dict[str, Any] = {"steps": (make_step(LONG_TOKENS if chance.random() < 0.05 else 3),)}
@@ -148,6 +175,9 @@ def _learn(bench: Bench, chance: random.Random, tell: Tell) -> None:
 def _decide(bench: Bench, cut: tuple[int, Batch], version: int, chance: random.Random, tell: Tell) -> int:
     lsn, batch = cut
     tell("batch", lsn, batch.step)
+    lease = batch.rows[0].lease
+    priority = Priority(leases=(lease,), priorities=(chance.randrange(9),))
+    tell("priority", bench.owner.decide(priority, bench.session), lease)
     if chance.random() < 0.1:
         skip = Skip(batch_lsn=lsn, step=batch.step, branch=0, reason="failed 2 times")
         tell("skip", bench.owner.decide(skip, bench.session), lsn)

@@ -36,7 +36,10 @@ def test_kill_rounds(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_kill_rounds(tmp_path: Path) -> None:
     counted = run_command("--rounds", "200", "--seed", "5000", folder=tmp_path)
-    everything = ("tasks", "episodes", "late", "feedback", "decisions", "snapshots", "killed_while_opening")
+    everything = (
+        "tasks", "episodes", "late", "feedback", "verdicts", "priorities", "decisions", "snapshots",
+        "killed_while_opening",
+    )  # fmt: skip
     assert min(counted[what] for what in everything) > 8
 
 

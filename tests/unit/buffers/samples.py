@@ -23,6 +23,7 @@ from contracts.records import (
     Guard,
     Hold,
     Kind,
+    Priority,
     Purpose,
     Quarantined,
     Record,
@@ -96,6 +97,7 @@ SAMPLES: dict[Kind, Record] = {
     ),
     Kind.HOLD: Hold(lease=4096, reason="a person is to look at it", producer="monitor", wall_time=1.75e9),
     Kind.REVIEW: Review(lease=4096, accepted=True, reason="it is fine", producer="a person", wall_time=1.75e9),
+    Kind.PRIORITY: Priority(leases=(4096, 5000), priorities=(65_536, 0), producer="learner", wall_time=1.75e9),
     Kind.QUARANTINED: Quarantined(
         fault=Fault.DTYPE,
         detail="step 0: log_probs is float64, not float32",

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buffers.groups import Stage
 from buffers.owner import StoreOwner
 from configs.schema import Replay, RunConfig
 from contracts.errors import RunFolderError
 from contracts.protocols import StepResult
-from contracts.records import Batch, Episode, Kind, Served, Skip, Version
-from tests.crash.plain import AtLast, NumpyLearner, PlainRun, plain_config
+from contracts.records import (
+    Ack,
+    Batch,
+    ControlRecord,
+    Episode,
+    Feedback,
+    Hold,
+    Kind,
+    Review,
+    Row,
+    Served,
+    Skip,
+    Version,
+)
+from tests.crash.plain import AtLast, DigitCodec, GuessingGame, NumpyLearner, PlainRun, plain_config
 
 WATCHED = {
-    "store": {"open_session", "attach", "lease", "append", "append_batch", "decide"},
+    "store": {
+        "open_session",
+        "attach",
+        "lease",
+        "append",
+        "append_feedback",
+        "hold",
+        "review",
+        "append_batch",
+        "decide",
+    },
     "fleet": {"push"},
     "learner": {"save"},
 }
@@ -62,12 +88,94 @@ class Watched:
         return call
 
 
-def finish(folder: Path, *, config: RunConfig | None = None, num_items: int = 50) -> PlainRun:
+class Outside:
+    """A store whose rewards come later, from outside: some groups are held, rewarded wrongly, rightly, then reviewed.
+
+    Whoever rewards looks at what waits before each batch is asked for, so that a crash only makes it late.
+    """
+
+    def __init__(self, port: Any, owner: StoreOwner) -> None:
+        self._port, self._owner, self._game = port, owner, GuessingGame()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+    def append(self, episodes: Sequence[Episode]) -> list[Ack]:
+        bare = [dataclasses.replace(one, reward=None, reward_deadline=1e12) for one in episodes]
+        acks: list[Ack] = self._port.append(bare)
+        return acks
+
+    def append_batch(self, request: Any, *, wait_s: float = 0.0) -> Any:
+        fold = self._owner._state.fold
+        for lease in sorted(fold.stages[Stage.PENDING]):
+            if fold.groups[lease].task.position % 2:
+                self._port.hold(Hold(lease=lease, reason="every other one is looked at"))
+            else:
+                self._reward(lease)
+        for lease in sorted(fold.stages[Stage.HELD]):
+            self._reward(lease, wrong=0.5)
+            self._reward(lease)
+            self._port.review(Review(lease=lease, accepted=True, reason="it is fine"))
+        return self._port.append_batch(request, wait_s=wait_s)
+
+    def _reward(self, lease: int, *, wrong: float = 0.0) -> None:
+        group = self._owner._state.fold.groups[lease]
+        for lsn in sorted(group.lsns.values()):
+            (episode,) = self._owner.read([lsn])
+            answer = DigitCodec().decode(episode.steps[0].action)
+            (verdict,) = self._game.score([("train", group.task.index, [answer])])
+            assert verdict.reward is not None
+            reward = verdict.reward + wrong
+            self._port.append_feedback(Feedback(episode_id=episode.episode_id, episode_lsn=lsn, reward=reward))
+
+
+def finish(folder: Path, *, config: RunConfig | None = None, num_items: int = 50, outside: bool = False) -> PlainRun:
     folder.mkdir(exist_ok=True)
-    run = PlainRun(folder, config=config or plain_config(), num_items=num_items)
+    run = begin(folder, config=config or plain_config(), wire=Tripwire(0), outside=outside, num_items=num_items)
     run.go()
     run.close()
     return run
+
+
+def begin(
+    folder: Path,
+    *,
+    config: RunConfig,
+    wire: Tripwire,
+    outside: bool,
+    num_items: int = 50,
+    beside: Executor | None = None,
+) -> PlainRun:
+    def wrap(name: str, port: Any) -> Any:
+        watched = wire.wrap(name, port)
+        return Outside(watched, port) if outside and name == "store" else watched
+
+    return PlainRun(folder, config=config, wrap=wrap, num_items=num_items, beside=beside)
+
+
+def crashes(
+    folder: Path, *, config: RunConfig, fewest: int, overlapped: bool = False, outside: bool = False, stride: int = 1
+) -> Iterator[tuple[int, PlainRun, bool]]:
+    """A run stopped at its first call to a port, one stopped at its second, and so on to one that is not stopped: all
+    are over. `fewest`: points that there are at least, else nothing was tried. `stride`: every so many points alone."""
+    for point in range(1, MOST_POINTS, stride):
+        here = folder / f"point-{point}"
+        here.mkdir()
+        beside = AtLast() if overlapped else None
+        run = begin(here, config=config, wire=Tripwire(point), outside=outside, beside=beside)
+        try:
+            run.go()
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            run.close()
+        yield point, run, crashed
+        if not crashed:
+            assert point > fewest, "the tripwire did not see the protocol"
+            print(f"{point - 1} crash points")
+            return
+    raise AssertionError(f"still stopped at call {MOST_POINTS}")
 
 
 @contextmanager
@@ -99,34 +207,47 @@ def versions(owner: StoreOwner) -> dict[int, str]:
     ids=["grpo", "grpo, a checkpoint more", "dapo, which replaces groups", "grpo with success replay"],
 )
 def test_every_crash_point_recovers_to_the_same_bits(tmp_path: Path, config: RunConfig) -> None:
-    (tmp_path / "whole").mkdir()
-    with reopened(finish(tmp_path / "whole", config=config)) as whole:
+    check_recovery(tmp_path, config)
+
+
+def check_recovery(tmp_path: Path, config: RunConfig, *, outside: bool = False, stride: int = 1) -> None:
+    """Whatever point a run stops at, it ends as one that was not stopped."""
+    with reopened(finish(tmp_path / "whole", config=config, outside=outside)) as whole:
         expected = versions(whole)
     assert len(expected) == config.steps + 1
-    point = 0
-    while True:
-        point += 1
-        assert point < MOST_POINTS
-        folder = tmp_path / f"point-{point}"
-        folder.mkdir()
-        wire = Tripwire(point)
-        run = PlainRun(folder, config=config, wrap=wire.wrap)
-        try:
-            run.go()
-        except Crash:
-            crashed = True
-        else:
-            crashed = False
-        finally:
-            run.close()
-        after = finish(folder, config=config) if crashed else run
+    for point, run, crashed in crashes(tmp_path, config=config, fewest=50, outside=outside, stride=stride):
+        after = finish(run.folder, config=config, outside=outside) if crashed else run
         with reopened(after) as owner:
             assert versions(owner) == expected, f"point {point}"
             check_ledger(owner, config=config, heard=run.acknowledged + (after.acknowledged if crashed else []))
-        if not crashed:
-            break
-    assert point > 50, "the tripwire did not see the protocol"
-    print(f"{point - 1} crash points")
+
+
+def sampling(sampler: str) -> RunConfig:
+    small = {"segment_mib": 1, "control_segment_mib": 1, "reserve_mib": 0, "index_map_mib": 16}
+    return plain_config(steps=4, store={**small, "sampler": sampler})
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_every_crash_point_of_a_run_that_learns_from_groups_again(tmp_path: Path, sampler: str, stride: int) -> None:
+    config = sampling(sampler)
+    check_recovery(tmp_path, config, stride=stride)
+    with reopened(finish(tmp_path / "whole", config=config)) as owner:
+        batches = [record for _, record in owner.decisions(kinds=[Kind.BATCH]) if isinstance(record, Batch)]
+        assert any(row.replayed for batch in batches for row in batch.rows)
+        assert bool(owner._state.fold.priorities.items()) is (sampler == "prioritised")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_crash_point_of_a_run_whose_rewards_come_late(tmp_path: Path, stride: int) -> None:
+    """FEEDBACK, twice and corrected, HOLD and REVIEW: a crash before or after each changes no bit."""
+    check_recovery(tmp_path, plain_config(steps=4), outside=True, stride=stride)
+    with reopened(finish(tmp_path / "inside", config=plain_config(steps=4))) as inside:
+        expected = versions(inside)
+    with reopened(finish(tmp_path / "whole", config=plain_config(steps=4), outside=True)) as outside:
+        assert versions(outside) == expected
 
 
 @pytest.mark.parametrize("point", [30, 75])
@@ -157,31 +278,15 @@ def versions_without_replay(folder: Path, config: RunConfig) -> dict[int, str]:
 def test_every_crash_point_of_an_overlapped_run_loses_nothing(tmp_path: Path) -> None:
     """Published at the last moment: the next batch is cut, and computed, while a version waits to be served."""
     config = plain_config(mode="async", steps=3)
-    point = 0
-    crashed = True
-    while crashed:
-        point += 1
-        assert point < MOST_POINTS
-        folder = tmp_path / f"point-{point}"
-        folder.mkdir()
-        run = PlainRun(folder, config=config, wrap=Tripwire(point).wrap, beside=AtLast())
-        try:
-            run.go()
-        except Crash:
-            crashed = True
-        else:
-            crashed = False
-        finally:
-            run.close()
+    for point, run, _ in crashes(tmp_path, config=config, fewest=30, overlapped=True):
         with reopened(run) as owner:
             before = versions(owner)
-        after = finish(folder, config=config)
+        after = finish(run.folder, config=config)
         with reopened(after) as owner:
             made = versions(owner)
             assert before.items() <= made.items(), f"point {point}"
             assert made.keys() == set(range(config.steps + 1))
             check_ledger(owner, config=config, heard=run.acknowledged + after.acknowledged)
-    assert point > 30, "the tripwire did not see the protocol"
 
 
 def test_an_overlapped_step_waits_for_its_parent_before_it_changes_a_weight(tmp_path: Path) -> None:
@@ -206,12 +311,20 @@ def check_ledger(owner: StoreOwner, *, config: RunConfig, heard: list[tuple[str,
     assert ledger.balanced
     replaced = config.learner.formula().dynamic_sampling
     in_batches = ledger.ended["trained"] + (0 if replaced else ledger.ended["zero_spread"])
-    assert in_batches == 2 * config.steps
-    assert ledger.episodes_trained == 2 * in_batches
+    assert in_batches == config.new_groups_per_step * config.steps
+    again = [row for _, one in owner.decisions(kinds=[Kind.BATCH]) for row in rows_again(one)]
+    assert ledger.episodes_trained == 2 * in_batches + len(again)
     by_id = dict(heard)
     for episode in owner.read(sorted(by_id.values())):
         assert by_id.pop(episode.episode_id) is not None
     assert not by_id, "acknowledged episodes were lost"
+
+
+def rows_again(record: ControlRecord) -> list[Row]:
+    """Rows of groups that were learned from before."""
+    assert isinstance(record, Batch)
+    new = {row.lease for row in record.rows if not row.replayed}
+    return [row for row in record.rows if row.lease not in new]
 
 
 def test_another_base_model_is_refused(tmp_path: Path) -> None:
