@@ -267,7 +267,7 @@ def _groups(view: StoreView, batches: Sequence[Batch]) -> list[list[Episode]]:
         for row in batch.rows:
             groups.setdefault(row.lease, []).append(row.episode_lsn)
     chosen = list(groups.values())[:NUM_PROMPTS]
-    return [view.episodes(lsns[:NUM_COMPLETIONS]) for lsns in chosen]
+    return [view.episodes(list(dict.fromkeys(lsns))[:NUM_COMPLETIONS]) for lsns in chosen]  # some are read twice
 
 
 def _seconds_spent(material: Material) -> float:
