@@ -59,8 +59,8 @@ def draw(candidates: Sequence[Candidate], num: int, *, settings: Store, seed: Se
     """The rows of `num` different candidates, or of as many as there are, in the order in which they were drawn."""
     if settings.sampler == "uniform":
         rng = np.random.default_rng(seed)
-        places = rng.choice(len(candidates), size=min(num, len(candidates)), replace=False) if candidates else []
-        chosen = [(candidates[place], 1.0) for place in places]
+        places = rng.permutation(len(candidates))[:num]
+        chosen = [(candidates[place], 1.0) for place in places.tolist()]
     else:
         chosen = _draw_by_priority(candidates, num, beta=settings.importance_exponent, seed=seed)
     return tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from threading import BoundedSemaphore, Event
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 
@@ -14,7 +14,7 @@ from buffers.reading import Records
 from configs.schema import Serving
 from contracts.errors import RatchetError, UserError
 from contracts.protocols import Store
-from contracts.records import Decision, Kind
+from contracts.records import ControlRecord, Decision, Kind
 from serving.columns import SCHEMA_BYTES, count_bytes, write_batch
 from serving.experience import ExperienceStream, Limits
 from serving.meter import OTHER, Meter
@@ -190,7 +190,8 @@ class ExperienceStoreService(store_pb2_grpc.ExperienceStoreServiceServicer):
     def OpenSession(  # noqa: N802
         self, request: pb.OpenSessionRequest, context: grpc.ServicerContext
     ) -> pb.OpenSessionResponse:
-        return pb.OpenSessionResponse(lsn=self._store.open_session(self._read_decision(request.record, context)))
+        record = cast(ControlRecord, self._read_decision(request.record, context))  # the store takes a Session alone
+        return pb.OpenSessionResponse(lsn=self._store.open_session(record))
 
     @answering
     def AppendBatch(  # noqa: N802

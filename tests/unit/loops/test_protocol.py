@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from buffers.groups import Stage
@@ -122,7 +123,7 @@ class Outside:
         group = self._owner._state.fold.groups[lease]
         for lsn in sorted(group.lsns.values()):
             (episode,) = self._owner.read([lsn])
-            answer = DigitCodec().decode(episode.steps[0].action)
+            answer = DigitCodec().decode(episode.steps[0].action.astype(np.int32))
             (verdict,) = self._game.score([("train", group.task.index, [answer])])
             assert verdict.reward is not None
             reward = verdict.reward + wrong
