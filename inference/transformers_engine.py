@@ -30,6 +30,9 @@ from inference.sampling import RowSampler
 from inference.weights import check_weights, network_tensors
 from models.lora import AdaptedBase
 
+# Rows and prompt widths come in these steps, filled up with idle ones: on a CPU each new shape of a product is compiled
+# (oneDNN), kept, and not all given back; rows that end one by one made hundreds of shapes, and a process that grew.
+ROW_STEP, WIDTH_STEP = 8, 8
 _COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "busy_s", "pushes")
 
 
@@ -225,9 +228,10 @@ class _Unit:
         prompts = [request.prompt_ids for request in self._requests]
         places: dict[bytes, int] = {}
         place_B = torch.tensor([places.setdefault(ids.tobytes(), len(places)) for ids in prompts], device=self._device)
-        width = max(len(ids) for ids in prompts)
-        ids_UP = np.zeros((len(places), width), dtype=np.int64)
-        mask_UP = np.zeros((len(places), width), dtype=np.int64)
+        width = _round_up(max(len(ids) for ids in prompts), WIDTH_STEP)
+        ids_UP = np.zeros((_round_up(len(places), ROW_STEP), width), dtype=np.int64)
+        mask_UP = np.zeros_like(ids_UP)
+        mask_UP[len(places) :, -1] = 1  # of rows that nobody asked for: a row that sees nothing is not a number
         for ids in prompts:
             ids_UP[places[ids.tobytes()], width - len(ids) :] = ids
             mask_UP[places[ids.tobytes()], width - len(ids) :] = 1
@@ -241,7 +245,7 @@ class _Unit:
             logits_to_keep=1,
         )
         self._cache = output.past_key_values
-        if len(places) < len(prompts):
+        if len(ids_UP) != len(prompts) or len(places) < len(prompts):
             self._cache.batch_select_indices(place_B)
         self._mask_BP = mask[place_B]
         self._position_B1 = self._mask_BP.sum(dim=1, keepdim=True)
@@ -255,7 +259,7 @@ class _Unit:
             past_key_values=self._cache,
             use_cache=True,
         )
-        self._position_B1 = self._position_B1 + 1
+        self._position_B1 = self._position_B1 + self._live[:, None]
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     def _next_mask(self) -> torch.Tensor:
@@ -274,14 +278,20 @@ class _Unit:
         A cache of the library's own is copied whole, about a step's cost: worth it once half of the rows are idle.
         """
         num_live, num_rows = int(self._live.sum()), len(self._rows)
-        if not 0 < num_live < (num_rows if isinstance(self._cache, BlockCache) else num_rows // 2 + 1):
+        num_kept = _round_up(num_live, ROW_STEP)
+        if not 0 < num_kept < (num_rows if isinstance(self._cache, BlockCache) else num_rows // 2 + 1):
             return
-        order = torch.arange(num_live, device=self._device)
-        holes, movers = ~self._live[:num_live], self._live[num_live:]
-        order[holes] = num_live + movers.nonzero()[:, 0]
+        order = torch.arange(num_kept, device=self._device)
+        movers = num_kept + self._live[num_kept:].nonzero()[:, 0]
+        holes = (~self._live[:num_kept]).nonzero()[: len(movers), 0]
+        order[holes] = movers
         self._cache.batch_select_indices(order)
         self._rows, self._live = self._rows[order], self._live[order]
         self._position_B1, self._mask_BP = self._position_B1[order], self._mask_BP[order]
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _load_model(folder: Path, settings: EngineSettings) -> Any:
