@@ -68,22 +68,22 @@ class MappedLog:
                 f"to {self.durable_lsn}"
             )
         starts = self._starts[segments]
-        maps, offsets = self._maps, (places - starts).tolist()
-        views = [maps.get(start) or self._map(start) for start in starts.tolist()]
-        try:
-            heads = list(map(_LENGTH_AND_LSN.unpack_from, views, offsets))
-        except struct.error as error:
-            raise StoreError(f"{self._folder}: no frame starts at one of these LSNs: past a segment's end") from error
-        for lsn, (_, own) in zip(places.tolist(), heads, strict=True):
+        maps, unpack, found = self._maps, _LENGTH_AND_LSN.unpack_from, []
+        for lsn, start, offset in zip(places.tolist(), starts.tolist(), (places - starts).tolist(), strict=True):
+            view = maps.get(start)
+            if view is None:
+                view = self._map(start)
+            try:
+                length, own = unpack(view, offset)
+            except struct.error:
+                length, own = 0, -1  # past the end of its segment
             if own != lsn:
                 raise StoreError(f"{self._folder}: no frame starts at LSN {lsn}")
-        if verify:
-            for lsn, view, offset in zip(places.tolist(), views, offsets, strict=True):
+            if verify:
                 self._verify(view, offset, lsn)
-        return [
-            view[offset + HEADER_BYTES : offset + HEADER_BYTES + length]
-            for view, offset, (length, _) in zip(views, offsets, heads, strict=True)
-        ]
+            begin = offset + HEADER_BYTES
+            found.append(view[begin : begin + length])
+        return found
 
     def _map(self, start: int) -> memoryview:
         path = name_segment(self._folder, start)
