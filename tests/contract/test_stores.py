@@ -18,6 +18,7 @@ from contracts.records import (
     Episode,
     Fault,
     Kind,
+    Priority,
     Purpose,
     Served,
     Session,
@@ -186,6 +187,18 @@ def test_an_older_learner_is_fenced(driver: Driver) -> None:
         driver.store.decide(Served(version=0, gap=0.0), driver.session)
     with pytest.raises(FencedError):
         driver.store.append_batch(driver.request(1))
+
+
+def test_a_learner_says_what_is_to_be_learned_from_again(driver: Driver) -> None:
+    """PRIORITY is kept with the experience, and fenced like a decision."""
+    (lease, *_) = driver.lease()
+    said = Priority(leases=(lease.lsn,), priorities=(7,))
+    assert driver.store.decide(said, driver.session) > lease.lsn
+    assert driver.store.decisions(kinds=[Kind.PRIORITY]) == []
+    with pytest.raises(StoreError, match="is no lease"):
+        driver.store.decide(replace(said, leases=(lease.lsn + 8,)), driver.session)
+    with pytest.raises(FencedError):
+        driver.store.decide(said, driver.session - 1)
 
 
 def test_decisions_come_in_order_from_where_one_asks(driver: Driver) -> None:

@@ -19,7 +19,7 @@ from serving.v1 import store_pb2 as pb
 from tests.unit.buffers.samples import SAMPLES, TASK
 
 PAIRS = {"Task": Task, "TaskLease": Lease, "Ack": Ack, "Ledger": Ledger, "BatchRequest": BatchRequest}
-DECISIONS = [kind for kind in SAMPLES if kind >= Kind.SESSION]
+DECISIONS = [kind for kind in SAMPLES if kind >= Kind.SESSION or kind is Kind.PRIORITY]
 
 
 @pytest.mark.parametrize("name", PAIRS)
