@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from buffers.codec import decode
 from buffers.fold import Fold
 from buffers.groups import Group, Member, Producer, Stage, Verdict
-from buffers.index import Index, Plain
+from buffers.index import Index, IndexView, Plain
 from contracts.records import Batch, Branch, Checkpoint, Disposition, Fault, Kind, Task, Trim, Version
 
 K = TypeVar("K")
@@ -39,7 +39,7 @@ class _Shape(Generic[K, V]):
 class IndexShelf(Generic[K, V]):
     """What lies behind a shelf (buffers/shelf.py): a table of the index."""
 
-    def __init__(self, index: Index, name: str) -> None:
+    def __init__(self, index: Index | IndexView, name: str) -> None:
         self._index, self._name, self._shape = index, name, _SHAPES[name]
 
     def find(self, key: K) -> V | None:
@@ -51,8 +51,8 @@ class IndexShelf(Generic[K, V]):
         return [(shape.key(key), shape.unpack(plain)) for key, plain in self._index.scan(self._name)]
 
 
-def load(index: Index) -> Fold:
-    """The fold as of the index's cut, with the index behind its shelves. Raises StoreStoppedError on damage."""
+def load(index: Index | IndexView) -> Fold:
+    """The fold as of the index's cut, with the index behind its shelves. Raises StoreError on damage."""
     fold = Fold()
     for name, shelf in fold.shelves.items():
         shelf.backing = IndexShelf[Any, Any](index, name)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
@@ -42,6 +44,8 @@ ROWS_A_BLOCK = 512
 
 Plain = Any  # what msgpack takes; on the way in, records too
 _OWNED: dict[Path, Index] = {}  # those that this process owns: LMDB opens a folder once in a process
+_READ: dict[Path, tuple[int, lmdb.Environment, Mapping[str, Any]]] = {}  # those that it reads; inode, tables by name
+_LOOKING = Lock()  # guards both
 
 
 class IndexDamagedError(Exception):
@@ -65,6 +69,7 @@ class Index:
 
     def __init__(self, folder: Path, *, uuid: UUID, map_bytes: int, final: Path) -> None:
         self._folder, self._final = folder, final
+        _make_way(final)
         folder.mkdir(parents=True, exist_ok=True)
         self._env = lmdb.open(
             str(folder), map_size=map_bytes, max_dbs=len(_TABLES), max_readers=512,
@@ -198,73 +203,136 @@ class Index:
         return int(data_lsn), int(control_lsn), state, int(num_rows)
 
 
-class IndexReader:
-    """What an index holds for those who sample, from any process on its machine, in transactions of microseconds.
+def _open_to_read(folder: Path) -> tuple[lmdb.Environment, Mapping[str, Any]]:
+    """The index in `folder` as those who only look share it: LMDB opens a folder once in a process, so it is the
+    owner's where the owner is here. Ask again for each transaction: an owner may come.
 
-    One in a process, or any number in the owner's.
+    Raises StoreError where there is none.
     """
+    key = folder.absolute()
+    with _LOOKING:
+        if (owner := _OWNED.get(key)) is not None:
+            return owner._env, owner._tables
+        try:
+            inode = (folder / "data.mdb").stat().st_ino
+            known = _READ.pop(key, None)
+            if known is not None and known[0] != inode:  # another was put in its place
+                known[1].close()
+                known = None
+            if known is None:
+                if not _is_whole(folder):
+                    raise StoreError(f"{folder} does not read: it is not whole; the next owner makes another")
+                known = (inode, *_open_tables(folder))
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"{folder}: no index to read: {error}; the store's owner makes one as it opens") from error
+        _READ[key] = known
+        return known[1:]
+
+
+def _open_tables(folder: Path) -> tuple[lmdb.Environment, Mapping[str, Any]]:
+    env = lmdb.open(str(folder), readonly=True, max_dbs=len(_TABLES), max_readers=512, readahead=False)
+    try:
+        return env, {name: env.open_db(name.encode(), create=False) for name in _TABLES}
+    except lmdb.Error:
+        env.close()
+        raise
+
+
+def _make_way(folder: Path) -> None:
+    """Close what readers of this process share: an owner comes."""
+    with _LOOKING:
+        known = _READ.pop(folder.absolute(), None)
+        if known is not None:
+            known[1].close()
+
+
+class IndexReader:
+    """What an index holds for those who sample, from any process on its machine, in transactions of microseconds."""
 
     def __init__(self, folder: Path) -> None:
         """Raises StoreError where there is no index."""
-        owner = _OWNED.get(folder.absolute())
-        self._is_ours = owner is None
-        if owner is not None:
-            self._env, self._tables = owner._env, owner._tables
-            return
-        try:
-            self._env = lmdb.open(str(folder), readonly=True, max_dbs=len(_TABLES), max_readers=512, readahead=False)
-            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in ("rows", "late", "meta")}
-        except lmdb.Error as error:
-            raise StoreError(f"{folder}: no index to read: {error}; the store's owner makes one as it opens") from error
+        self._folder = folder
+        _open_to_read(folder)
 
     def read_rows(self, *, since: int) -> tuple[list[bytes], int, frozenset[int]]:
         """(blocks from the one that holds row `since` on, how many rows there are, LSNs of late episodes)."""
-        with self._env.begin() as transaction:
-            progress = transaction.get(b"progress", db=self._tables["meta"])
+        env, tables = _open_to_read(self._folder)
+        with env.begin() as transaction:
+            progress = transaction.get(b"progress", db=tables["meta"])
             num_rows = 0 if progress is None else int(_unseal(progress)[-2])
             numbers = range(since // ROWS_A_BLOCK, -(-num_rows // ROWS_A_BLOCK))
-            blocks = [bytes(transaction.get(_LSN.pack(number), b"", db=self._tables["rows"])) for number in numbers]
-            late = frozenset(_LSN.unpack(key)[0] for key, _ in transaction.cursor(db=self._tables["late"]))
+            blocks = [bytes(transaction.get(_LSN.pack(number), b"", db=tables["rows"])) for number in numbers]
+            late = frozenset(_LSN.unpack(key)[0] for key, _ in transaction.cursor(db=tables["late"]))
         return blocks, num_rows, late
 
     def close(self) -> None:
-        if self._is_ours:
-            self._env.close()
+        """Who else reads it in this process opens it again."""
+        _make_way(self._folder)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """All that an index holds of the fold at one point of both logs. `shelves`: name → the entries as bytes."""
+class IndexView:
+    """What an index holds of the fold, for those who only look.
 
-    data_lsn: int
-    control_lsn: int
-    state: Plain
-    shelves: Mapping[str, Mapping[bytes, bytes]]
+    Inside `at_one_cut`, in one transaction, it is that of one point of both logs: `state`, `data_lsn`, `control_lsn`.
+    Later it is what the index holds then: of what has ended, the same or newer. Every method raises StoreError where
+    the index is not there, of another store or format, or damaged.
+    """
 
+    def __init__(self, folder: Path, *, uuid: UUID) -> None:
+        self._folder, self._uuid = folder, uuid
+        self._transaction: lmdb.Transaction | None = None
+        self.state: Plain = None
+        self.data_lsn = self.control_lsn = 0
 
-def read_cut(folder: Path, *, uuid: UUID) -> Cut:
-    """The whole index, of a live store or a dead one, in one transaction. Raises StoreError where it does not read."""
-    owner = _OWNED.get(folder.absolute())
-    try:
-        env = owner._env if owner else lmdb.open(str(folder), readonly=True, max_dbs=len(_TABLES), max_readers=512)
+    @contextmanager
+    def at_one_cut(self) -> Iterator[None]:
+        """For a moment: the owner cannot use the pages again that are read here."""
+        env, tables = _open_to_read(self._folder)
+        with self._told(), env.begin() as self._transaction:
+            try:
+                progress = bytes(self._transaction.get(b"progress", b"", db=tables["meta"]))
+                format_, found, self.data_lsn, self.control_lsn, self.state, _, sizes = _unseal(progress)
+                if format_ != FORMAT or found != self._uuid.bytes:
+                    raise StoreError(f"{self._folder} is of store {found.hex()}, format {format_}")
+                if sizes != {name: self._transaction.stat(tables[name])["entries"] for name in SHELVES}:
+                    raise StoreError(f"{self._folder}: entries are missing")
+                yield
+            finally:
+                self._transaction = None
+
+    def find(self, shelf: str, key: Plain) -> Plain | None:
+        """A shelf's value, or None."""
+        if isinstance(key, int) and not 0 <= key < 1 << 64:
+            return None
+        with self._reading(shelf) as (transaction, table):
+            value = transaction.get(_key(key), db=table)
+            return None if value is None else _unseal(bytes(value))[1]
+
+    def scan(self, shelf: str) -> list[tuple[Plain, Plain]]:
+        """All of a shelf's (key, value)."""
+        return [tuple(_unseal(value)) for value in self.read_entries(shelf).values()]
+
+    def read_entries(self, shelf: str) -> dict[bytes, bytes]:
+        """The same as they lie in the table."""
+        with self._reading(shelf) as (transaction, table):
+            return {bytes(key): bytes(value) for key, value in transaction.cursor(db=table)}
+
+    @contextmanager
+    def _reading(self, shelf: str) -> Iterator[tuple[lmdb.Transaction, Any]]:
+        env, tables = _open_to_read(self._folder)
+        with self._told():
+            if self._transaction is not None:
+                yield self._transaction, tables[shelf]
+            else:
+                with env.begin() as transaction:
+                    yield transaction, tables[shelf]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            tables = owner._tables if owner else {name: env.open_db(name.encode(), create=False) for name in _TABLES}
-            with env.begin() as transaction:
-                format_, found, data_lsn, control_lsn, state, *_ = _unseal(
-                    transaction.get(b"progress", b"", db=tables["meta"])
-                )
-                shelves = {
-                    name: {bytes(key): bytes(value) for key, value in transaction.cursor(db=tables[name])}
-                    for name in SHELVES
-                }
-        finally:
-            if not owner:
-                env.close()
-    except (lmdb.Error, IndexDamagedError, ValueError) as error:
-        raise StoreError(f"{folder} does not read: {error!r}") from error
-    if format_ != FORMAT or found != uuid.bytes:
-        raise StoreError(f"{folder} is of store {found.hex()}, format {format_}")
-    return Cut(data_lsn, control_lsn, state, shelves)
+            yield
+        except (lmdb.Error, IndexDamagedError, ValueError) as error:
+            raise StoreError(f"{self._folder} does not read: {error!r}; see: ratchet store repair") from error
 
 
 def pack_state(state: Plain) -> Plain:

@@ -29,7 +29,7 @@ from buffers.erasure import has_contents
 from buffers.fold import Fold
 from buffers.folding import save_shelves, save_state
 from buffers.footers import Footers
-from buffers.index import pack_entries, pack_state, read_cut
+from buffers.index import SHELVES, IndexView, pack_entries, pack_state
 from buffers.inspection import OnProgress, ignore
 from buffers.log.frames import FIRST_DIGEST, RawFrame
 from buffers.log.identity import read_identity
@@ -165,7 +165,9 @@ def check_index(store: Path, uuid: UUID, found: Verified) -> None:
     if not (store / "index" / "data.mdb").is_file():
         return
     try:
-        cut = read_cut(store / "index", uuid=uuid)
+        cut = IndexView(store / "index", uuid=uuid)
+        with cut.at_one_cut():
+            there = {name: cut.read_entries(name) for name in SHELVES}
     except StoreError as error:
         found.defects.append(Defect(place="index", lsn=None, text=f"{error}; `ratchet store repair` sets it aside"))
         return
@@ -175,7 +177,7 @@ def check_index(store: Path, uuid: UUID, found: Verified) -> None:
         return  # the index knows what the logs no longer say
     for lsn, record in records.replay(data=(0, cut.data_lsn), control=(0, cut.control_lsn)):
         fold.apply(lsn, record)
-    wrong = [name for name, entries in save_shelves(fold).items() if pack_entries(entries) != cut.shelves[name]]
+    wrong = [name for name, entries in save_shelves(fold).items() if pack_entries(entries) != there[name]]
     if pack_state(save_state(fold)) != cut.state:
         wrong.append("state")
     if wrong:

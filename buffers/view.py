@@ -9,22 +9,28 @@ from typing import Self
 from uuid import UUID
 
 from buffers.fold import Fold
+from buffers.folding import load
+from buffers.index import IndexView
 from buffers.log.identity import read_identity
 from buffers.log.readers import reading
 from buffers.reading import Records
-from contracts.errors import StoreIdentityError
+from contracts.errors import StoreError, StoreIdentityError
 from contracts.records import ControlRecord, Episode, Kind, Ledger
 
 
 class StoreView:
     """The store as of the last `refresh`. For one thread. Made by `open`.
 
-    `fold` is the state of everything below `data_lsn` and `control_lsn`, both durable.
+    `fold` is the state of everything below `data_lsn` and `control_lsn`, both durable: what the index holds of it
+    (buffers/index.py) and what came after, so that opening takes as long as the newest records do. What has ended is
+    recalled from the index when it is asked for, as it is then. Without an index, or with one that is of no use,
+    everything is read.
     """
 
     def __init__(self, records: Records, *, folder: Path) -> None:
         self.uuid, self._folder, self._reading = records.uuid, folder, ExitStack()
         self.fold = Fold()
+        self._is_recalling = False  # whether the fold is good only with an index behind it
         self.data_lsn = self.control_lsn = 0
         self._records = records
         self.refresh()
@@ -46,16 +52,38 @@ class StoreView:
         self._reading.close()
 
     def refresh(self) -> None:
-        """Take in what became durable since. Control's mark is read first: what it names is then below data's."""
-        control_lsn, data_lsn = self._records.control.watermark(), self._records.data.watermark()
-        if self.control_lsn == 0:
-            self._records.begin(self.fold, control_end=control_lsn)
-            self.data_lsn = self.fold.trimmed_lsn
-        for lsn, record in self._records.replay(
-            data=(self.data_lsn, data_lsn), control=(self.control_lsn, control_lsn)
-        ):
-            self.fold.apply(lsn, record)
-        self.data_lsn, self.control_lsn = data_lsn, control_lsn
+        """Take in what became durable since."""
+        try:
+            self._refresh_from_index()
+        except StoreError:  # it is missing, or of no use: the logs have it all
+            self._refresh_from_logs()
+
+    def _refresh_from_index(self) -> None:
+        index = IndexView(self._folder / "index", uuid=self.uuid)
+        with index.at_one_cut():  # before the marks: it is never past them
+            marks = self._read_marks()
+            if index.control_lsn > marks[0] or index.data_lsn > marks[1]:
+                raise StoreError("the index is ahead of the logs")
+            self._fold_on(load(index), marks)
+
+    def _refresh_from_logs(self) -> None:
+        marks, fold = self._read_marks(), self.fold
+        if self._is_recalling or not self.control_lsn:
+            fold = Fold()
+            self._records.begin(fold, control_end=marks[0])
+        self._fold_on(fold, marks)
+        self._is_recalling = False
+
+    def _read_marks(self) -> tuple[int, int]:
+        """Of control and data. Control's is read first: what it names is then below data's."""
+        return self._records.control.watermark(), self._records.data.watermark()
+
+    def _fold_on(self, fold: Fold, marks: tuple[int, int]) -> None:
+        self._is_recalling = True  # also where it ends in an error
+        data = (max(fold.data_end, fold.trimmed_lsn), marks[1])
+        for lsn, record in self._records.replay(data=data, control=(fold.control_end, marks[0])):
+            fold.apply(lsn, record)
+        self.fold, (self.control_lsn, self.data_lsn) = fold, marks
 
     def ledger(self) -> Ledger:
         return self.fold.ledger()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from buffers import index as index_module
+from buffers.fold import Fold
+from buffers.log.reader import LogReader
+from buffers.reading import Records
 from buffers.view import StoreView
-from contracts.errors import StoreIdentityError
-from contracts.records import Kind
+from contracts.errors import StoreError, StoreIdentityError
+from contracts.records import Kind, Record
 from tests.unit.buffers.bench import opened
 
 
@@ -49,3 +55,91 @@ def test_a_view_of_no_store_or_another_one_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(StoreIdentityError, match="which was asked for"):
         StoreView.open(tmp_path / "store", uuid=uuid4())
+
+
+def fold_of_logs(folder: Path) -> Fold:
+    """Without the index."""
+    with StoreView.open(folder) as view:
+        records, fold = Records(folder, uuid=view.uuid), Fold()
+        for lsn, record in records.replay(data=(0, view.data_lsn), control=(0, view.control_lsn)):
+            fold.apply(lsn, record)
+    return fold
+
+
+def count_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """LSNs of the data log that are read from now on."""
+    seen: list[int] = []
+    scan = Records.scan_data
+
+    def watched(self: Records, start: int, end: int) -> Iterator[tuple[int, Record]]:
+        for lsn, record in scan(self, start, end):
+            seen.append(lsn)
+            yield lsn, record
+
+    monkeypatch.setattr(Records, "scan_data", watched)
+    return seen
+
+
+def test_a_view_takes_up_where_the_index_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+        bench.cut(1)
+    expected = fold_of_logs(tmp_path)
+    seen = count_read(monkeypatch)
+    view = StoreView.open(tmp_path)
+    assert len(seen) <= 1  # all but the newest record is in the index
+    assert view.fold == expected
+    assert view.ledger().episodes == 8
+    with opened(tmp_path) as bench:  # the index is the owner's now
+        bench.owner._state.index._failed = True  # and stays behind
+        bench.serve(1, step=1, batch_lsn=bench.owner._state.fold.batch_lsns[0, 1])
+        bench.play(bench.lease(), version=1)
+        view.refresh()
+        assert view.fold == bench.owner._state.fold == fold_of_logs(tmp_path)
+        assert view.ledger() == bench.owner.ledger()
+
+
+@pytest.mark.parametrize("harm", ["gone", "rubbish", "another store's", "of another format", "ahead"])
+def test_a_view_does_without_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    for name in ("store", "other"):
+        with opened(tmp_path / name) as bench:
+            bench.serve(0)
+            bench.play(bench.lease())
+            bench.cut(1)
+    folder = tmp_path / "store"
+    index = folder / "index"
+    if harm == "gone":
+        shutil.rmtree(index)
+    elif harm == "rubbish":
+        (index / "data.mdb").write_bytes(b"rubbish" * 999)
+    elif harm == "another store's":
+        shutil.copyfile(tmp_path / "other" / "index" / "data.mdb", index / "data.mdb")
+    elif harm == "of another format":
+        monkeypatch.setattr(index_module, "FORMAT", 99)
+    else:
+        monkeypatch.setattr(LogReader, "watermark", lambda self: 1_000)
+    with StoreView.open(folder) as view:
+        assert view.fold == fold_of_logs(folder)
+
+
+def test_views_of_one_process_share_the_index(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        bench.play(bench.lease())
+    first, second = StoreView.open(tmp_path), StoreView.open(tmp_path)
+    leases = sorted(first.fold.groups.keys())
+    with opened(tmp_path) as bench:  # an owner comes, and goes
+        assert bench.owner._state.index._index.is_published
+        assert first.fold.versions[0].version == 0
+    shutil.rmtree(tmp_path / "index")
+    with opened(tmp_path):  # another index takes its place
+        pass
+    assert [second.fold.groups[lease].lease for lease in leases] == leases
+    assert second.fold.versions[0].version == 0
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(StoreError, match="no index"):
+        second.fold.late.get(8)
+    second.refresh()
+    assert second.fold.late.get(8) is None
+    assert second.fold == fold_of_logs(tmp_path)
