@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", choices=["short", "long"], action="append", help="one case (default: both)")
     parser.add_argument("--only", metavar="TEXT", action="append", help="systems whose name holds it")
     parser.add_argument("--curves", action="store_true", help="also learning curves, three seeds (an hour)")
-    parser.add_argument("--rounds", type=int, help="how often each system runs (default 3, quick 1)")
+    parser.add_argument("--rounds", type=int, help="how often each system runs (default 3, quick 1; 0: curves only)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and the starting weights")
     parser.add_argument("--json", type=Path)
@@ -212,7 +212,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     for case in (placed(one, scratch) for one in (SHORT, LONG) if not options.case or one.name in options.case):
         model = prepare_model(case, seed=options.seed, folder=scratch)
         steps = case.quick_steps if options.quick else case.full_steps
-        for number in range(options.rounds or (1 if options.quick else 3)):
+        for number in range((1 if options.quick else 3) if options.rounds is None else options.rounds):
             for system in systems:
                 folder = scratch / f"{case.name}-{number}-{SYSTEMS.index(system)}"
                 shutil.rmtree(folder, ignore_errors=True)
