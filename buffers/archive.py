@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from contracts.errors import RunFolderError, UserError
 RECORD = "archived.json"
 _CHUNK_BYTES = 4 << 20
 _MOMENT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.json")
-_OURS = re.compile(r"archive-([0-9]+)")  # a snapshot for as long as it is sent
+_OURS = re.compile(r"\.(archive-([0-9]+)-[0-9a-f]{8})\.sending")  # says that a snapshot is ours: as long as it is sent
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -54,16 +55,19 @@ class Archived:
 def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> Archived:
     """Send what the archive lacks of a run, live or not. Raises UserError where the URI cannot be written."""
     place = _Place.open(uri, read_identity(run_folder / "store"))
-    name = f"archive-{os.getpid()}"
     _clear(run_folder)
-    path = snapshots.create(run_folder, name)
+    name = f"archive-{os.getpid()}-{secrets.token_hex(4)}"
+    mark = run_folder / "snapshots" / f".{name}.sending"
+    mark.parent.mkdir(exist_ok=True)
+    write_durably(mark, b"")
     try:
+        path = snapshots.create(run_folder, name)
         described = snapshots.read(path)
         with _told(uri):
             sent = _send(place, path, described, on_progress)
             place.write_moment(described)
     finally:
-        snapshots.delete(run_folder, name)
+        _forget(mark, name)
     done = Archived(
         uri=uri,
         data_lsn=described.data_lsn,
@@ -77,11 +81,17 @@ def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> 
 
 
 def _clear(run_folder: Path) -> None:
-    """Remove the snapshots of archivings that were killed, ours among them."""
-    for path in snapshots.find_folders(run_folder):
-        match = _OURS.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists()):
-            snapshots.delete(run_folder, path.name)
+    """Remove the snapshots of archivings that were killed: those that a mark of theirs names, and no others."""
+    for mark in sorted((run_folder / "snapshots").glob(".archive-*.sending")):
+        match = _OURS.fullmatch(mark.name)
+        if match and (int(match[2]) == os.getpid() or not Path(f"/proc/{match[2]}").exists()):
+            _forget(mark, match[1])
+
+
+def _forget(mark: Path, name: str) -> None:
+    if (mark.parent / name).exists():
+        snapshots.delete(mark.parent.parent, name)
+    mark.unlink(missing_ok=True)
 
 
 def read_archived(store: Path) -> Archived | None:

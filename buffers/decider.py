@@ -15,12 +15,14 @@ from contracts.errors import FencedError, StoreError
 from contracts.protocols import BatchRequest
 from contracts.records import (
     Batch,
-    Closed,
+    Checkpoint,
     ControlRecord,
     Decision,
     Disposition,
+    Guard,
     Kind,
     Priority,
+    Served,
     Session,
     Skip,
     Version,
@@ -31,6 +33,7 @@ REASONS = {
     Disposition.OFF_BRANCH: "made by a version that is no ancestor of the learner's",
     Disposition.ZERO_SPREAD: "its returns are all equal, and the learner asked for groups with spread",
 }
+MOST_VERSIONS = 1 << 48  # beyond it a number is a mistake
 MOST_REPLACED = 10  # batches' worth of groups without spread that one batch may replace; then it takes what comes
 
 
@@ -50,8 +53,10 @@ class Decider:
 
     def decide(self, record: Decision, session: int) -> int:
         """See contracts.protocols.Store. A SKIP of the same batch, too, is compare-and-append."""
-        if isinstance(record, Batch | Session | Closed):
+        if not isinstance(record, Decision):
             raise StoreError(f"a {type(record).__name__} is written by append_batch, open_session or the owner itself")
+        if isinstance(record, Version | Served | Guard | Checkpoint) and not 0 <= record.version < MOST_VERSIONS:
+            raise StoreError(f"a {type(record).__name__} of version {record.version}: versions count from 0")
         with self._deciding:
             with self._state.lock:
                 self._check_session(session)

@@ -473,7 +473,8 @@ ControlRecord = (
     | Erased
 )
 Record = DataRecord | ControlRecord
-Decision = ControlRecord | Priority  # what a learner writes
+# What a learner writes; the rest is the owner's own: it trims and erases.
+Decision = Version | Served | Guard | Checkpoint | Branch | Skip | Failure | Evaluation | Priority
 
 
 @dataclass(frozen=True, kw_only=True)

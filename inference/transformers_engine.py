@@ -32,7 +32,8 @@ from models.lora import AdaptedBase
 
 # Rows and prompt widths come in these steps, filled up with idle ones: on a CPU each new shape of a product is compiled
 # (oneDNN), kept, and not all given back; rows that end one by one made hundreds of shapes, and a process that grew.
-ROW_STEP, WIDTH_STEP = 8, 8
+# Prompts are filled up only where they are many: an idle row costs as much as another prompt.
+ROW_STEP, WIDTH_STEP, MANY_PROMPTS = 8, 8, 32
 _COUNTERS = ("requests", "prompt_tokens", "completion_tokens", "busy_s", "pushes")
 
 
@@ -229,7 +230,8 @@ class _Unit:
         places: dict[bytes, int] = {}
         place_B = torch.tensor([places.setdefault(ids.tobytes(), len(places)) for ids in prompts], device=self._device)
         width = _round_up(max(len(ids) for ids in prompts), WIDTH_STEP)
-        ids_UP = np.zeros((_round_up(len(places), ROW_STEP), width), dtype=np.int64)
+        num_rows = _round_up(len(places), ROW_STEP) if len(places) >= MANY_PROMPTS else len(places)
+        ids_UP = np.zeros((num_rows, width), dtype=np.int64)
         mask_UP = np.zeros_like(ids_UP)
         mask_UP[len(places) :, -1] = 1  # of rows that nobody asked for: a row that sees nothing is not a number
         for ids in prompts:

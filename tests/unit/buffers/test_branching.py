@@ -196,6 +196,19 @@ def check_archive(tmp_path: Path, uri: str, whole: list[str]) -> None:
     assert play(tmp_path / "back", steps=2 * STEPS) == whole
 
 
+def test_archiving_removes_what_a_killed_one_left_and_no_snapshot_of_a_users(tmp_path: Path) -> None:
+    run, uri, _ = small_archive(tmp_path)
+    dead = 4_194_305  # no process has a number that high
+    left = f"archive-{dead}-0badc0de"
+    for name in ("archive-20260131", "archive-1-00000000", left):
+        snapshots.create(run, name)
+    mark = run / "snapshots" / f".{left}.sending"
+    mark.touch()
+    archive(run, uri)
+    assert [path.name for path in snapshots.find_folders(run)] == ["archive-1-00000000", "archive-20260131"]
+    assert not mark.exists()
+
+
 def small_archive(tmp_path: Path) -> tuple[Path, str, Archived]:
     run = make_run(tmp_path / "run")
     with opened(run / "store") as bench:

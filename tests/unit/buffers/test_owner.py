@@ -21,6 +21,7 @@ from contracts.records import (
     Batch,
     Closed,
     Disposition,
+    Erased,
     Feedback,
     Hold,
     Kind,
@@ -30,6 +31,7 @@ from contracts.records import (
     Session,
     Skip,
     Span,
+    Trim,
     Version,
 )
 from tests.unit.buffers.bench import GROUPS_PER_STEP, Bench, Clock, name_task, opened, small_config
@@ -363,9 +365,21 @@ def test_version_numbers_rise_and_have_parents(tmp_path: Path) -> None:
 def test_some_records_are_not_decided(tmp_path: Path) -> None:
     with opened(tmp_path) as bench:
         closed = Closed(leases=(), disposition=Disposition.STALE, reason="mine")
-        for record in (closed, Session(role="learner", epoch=1), Batch(branch=0, step=1, parent_version=0, rows=())):
+        # No learner takes experience away.
+        sums = {
+            "handed": 0,
+            "ended": {},
+            "episodes": 0,
+            "episodes_late": 0,
+            "quarantined": {},
+            "frontier": 0,
+            "ahead": (),
+        }
+        trim, erased = Trim(data_lsn=1 << 40, reason="mine", **sums), Erased(lsns=(96,), reason="mine")  # type: ignore[arg-type]
+        session, batch = Session(role="learner", epoch=1), Batch(branch=0, step=1, parent_version=0, rows=())
+        for record in (closed, session, batch, trim, erased, Served(version=-1, gap=0.0)):
             with pytest.raises(StoreError, match=type(record).__name__):
-                bench.owner.decide(record, bench.session)
+                bench.owner.decide(record, bench.session)  # type: ignore[arg-type]
         with pytest.raises(StoreError, match="Closed"):
             bench.owner.open_session(closed)
 
