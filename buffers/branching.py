@@ -23,6 +23,7 @@ from buffers.owner import BEGUN
 from buffers.snapshots import Snapshot
 from contracts.errors import UserError
 
+_NEVER_EDITED = ("store/", "checkpoints/", "versions/", "model/")  # a person changes config.yaml and task/ in place
 _OWN = frozenset(("manifest.json", "store/store.json", *(f"store/{log}/{LINEAGE}" for log in ("data", "control"))))
 
 
@@ -42,7 +43,8 @@ def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = 
     try:
         members = [member for member in described.files if member not in _OWN]
         for done, member in enumerate(members):
-            (snapshots.link if share else snapshots.copy)(snapshot / member, draft / member)
+            shared = share and member.startswith(_NEVER_EDITED)
+            (snapshots.link if shared else snapshots.copy)(snapshot / member, draft / member)
             on_progress(done + 1, len(members))
         uuid = _adopt(snapshot, draft, described, name=to.name)
         sync_tree(draft)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -142,8 +143,10 @@ class StoreOwner:
     def append_feedback(self, feedback: Feedback) -> int:
         """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut.
 
-        Raises StoreError where the episode is not there or another, or the reward is not finite.
+        A correction may name the LSN of the reward that it corrects. Raises StoreError where the episode is not there
+        or another, or the reward is not finite.
         """
+        feedback = replace(feedback, episode_lsn=self._records.find_episode(feedback.episode_lsn))
         (episode,) = self._records.read_episodes([feedback.episode_lsn])
         if episode.episode_id != feedback.episode_id:
             raise StoreError(

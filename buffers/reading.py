@@ -63,6 +63,16 @@ class Records:
         """
         return [self._read_episode(lsn) for lsn in lsns]
 
+    def find_episode(self, lsn: int) -> int:
+        """The LSN of the episode that the record at `lsn` is, or gives a reward to. Raises StoreError elsewhere."""
+        frame = self.data.read(lsn)
+        record = decode(frame.kind, frame.payload)
+        if isinstance(record, Feedback):
+            return record.episode_lsn
+        if not isinstance(record, Episode):
+            raise StoreError(f"LSN {lsn} of the data log is a {type(record).__name__}, not an Episode")
+        return lsn
+
     def read_decisions(self, start: int, end: int, kinds: Sequence[Kind]) -> list[tuple[int, ControlRecord]]:
         wanted = frozenset(kinds)
         return [(lsn, record) for lsn, record in self.scan_control(start, end) if not wanted or record.KIND in wanted]

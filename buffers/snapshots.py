@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -189,9 +189,9 @@ def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
     files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
     files |= _keep_log(store / "data", draft / "store" / "data", end=view.data_lsn, draft=draft)
     checkpoints = _keep_checkpoints(view, run_folder, draft, files)
-    for tree in ("model", "task"):
+    for tree, keep in (("model", link), ("task", copy)):  # a person changes task/ in place, and never model/
         if (run_folder / tree).is_dir():
-            files |= _link_tree(run_folder, tree, draft)
+            files |= _keep_tree(run_folder, tree, draft, keep=keep)
     return Snapshot(
         name=name,
         run=run_folder.name,
@@ -234,7 +234,7 @@ def _keep_checkpoints(view: StoreView, run_folder: Path, draft: Path, files: dic
     for record in [*records[:1], *reversed(records[1:])]:
         check_member(run_folder, record.folder)
         try:
-            files |= _link_tree(run_folder, record.folder, draft)
+            files |= _keep_tree(run_folder, record.folder, draft, keep=link)
         except FileNotFoundError:
             shutil.rmtree(draft / record.folder, ignore_errors=True)
             continue
@@ -248,15 +248,16 @@ def _keep_checkpoints(view: StoreView, run_folder: Path, draft: Path, files: dic
     return tuple(kept)
 
 
-def _link_tree(root: Path, member: str, draft: Path) -> dict[str, str]:
-    """Link every file below `root`/`member` into the draft. Raises FileNotFoundError where it is gone, or goes."""
+def _keep_tree(root: Path, member: str, draft: Path, *, keep: Callable[[Path, Path], str]) -> dict[str, str]:
+    """Link or copy every file below `root`/`member` into the draft. Raises FileNotFoundError where it is gone, or
+    goes."""
     folder = root / member
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     files = {}
     for inner in list(_walk(folder)):
         path = f"{member}/{inner}"
-        files[path] = link(root / path, draft / path)
+        files[path] = keep(root / path, draft / path)
     return files
 
 

@@ -67,6 +67,7 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path: Path, whole: list[str
     segments = [path.relative_to(tmp_path / "run") for path in (tmp_path / "run" / "store").rglob("*.seg")]
     shared = [path for path in segments if (tmp_path / "other" / path).samefile(tmp_path / "run" / path)]
     assert bool(shared) is share
+    assert not (tmp_path / "other" / "config.yaml").samefile(tmp_path / "run" / "snapshots" / "half" / "config.yaml")
     shutil.rmtree(tmp_path / "run")
     adopt(tmp_path / "other")
     assert play(tmp_path / "other", steps=2 * STEPS) == whole

@@ -290,9 +290,12 @@ def test_a_reward_may_come_late_or_not_in_time(tmp_path: Path) -> None:
         for wrong, reason in wrongs:
             with pytest.raises(StoreError, match=reason):
                 bench.owner.append_feedback(dataclasses.replace(feedback, **wrong))
-        reward_lsn = bench.owner.append_feedback(feedback)
+        first_lsn = bench.owner.append_feedback(feedback)
+        corrected = dataclasses.replace(feedback, episode_lsn=first_lsn, reward=0.75)  # it names what it corrects
+        reward_lsn = bench.owner.append_feedback(corrected)
         _, batch = bench.cut(1)
         assert [row.reward_lsn for row in batch.rows][1] == reward_lsn
+        assert bench.owner.read([reward_lsn])[0].reward == 0.75
 
 
 def test_the_last_reward_before_the_batch_is_what_the_learner_reads(tmp_path: Path) -> None:
