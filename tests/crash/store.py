@@ -220,8 +220,9 @@ def _check_ledger(folder: Path, oracle: Oracle, found: Found) -> Iterator[str]:
         if not ledger.balanced:
             yield f"the ledger does not balance: {ledger}"
         promised = [*oracle.tasks, *oracle.episodes, *oracle.feedback, *oracle.priorities]
-        yield from (f"promised above the durable mark: {lsn}" for lsn in promised if lsn >= view.data_lsn)
-        yield from (f"decided above the durable mark: {lsn}" for lsn in oracle.decisions if lsn >= view.control_lsn)
+        yield from (f"promised above the durable mark: {lsn}" for lsn in promised if view.data_lsn <= lsn in found.data)
+        decisions = [lsn for lsn in oracle.decisions if view.control_lsn <= lsn in found.control]
+        yield from (f"decided above the durable mark: {lsn}" for lsn in decisions)
         durable = [record for lsn, record in found.data.items() if lsn < view.data_lsn]
         counted = tuple(sum(isinstance(record, kind) for record in durable) for kind in (Task, Episode))
         if counted != (ledger.handed, ledger.episodes):
