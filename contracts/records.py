@@ -2,7 +2,8 @@
 
 A record is a frozen dataclass of scalars, strings, tuples, dicts, enums, nested records, and little-endian numpy
 arrays. `buffers/codec.py` turns it into bytes and back by its fields alone; a field that is added later needs a
-default, so that old bytes still read. An LSN is a byte position in the logical log: it names a record for ever.
+default, so that old bytes still read. An LSN is a byte position in the logical log: it names a record for ever. All
+kinds stand in this one file, long as it is, since they name each other.
 
     data      TASK ─► EPISODE × group_size ─► (FEEDBACK)          producer: rollout workers
                       QUARANTINED in place of one that is no good
