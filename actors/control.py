@@ -54,7 +54,9 @@ class ControlTenant:
         return Publisher(
             fleet,
             probes=[probe],
-            gap=lambda answers: gap([one.log_probs for one in answers], learner.score([probe], answers)),
+            gap=lambda answers: max(
+                gap([one.log_probs for one in acted], learner.score([probe], acted)) for acted in answers
+            ),
             parity_gap=config.engine.parity_gap,
             in_flight=InFlight(config.engine.in_flight),
             patience=config.max_staleness,

@@ -42,13 +42,24 @@ def probe_requests(
     ]
 
 
-def text_gap(probes: Sequence[Request], *, score: Score) -> Callable[[Sequence[Completion]], float]:
-    """How far completions of `probes` are from the learner, which `score` asks: see `gap`."""
+def text_gap(probes: Sequence[Request], *, score: Score) -> Callable[[Sequence[Sequence[Completion]]], float]:
+    """How far the furthest engine's completions of `probes` are from the learner, which `score` asks: see `gap`.
+
+    Engines that are right answer alike, so what several of them answered is scored once.
+    """
     prompts = {request.request_id: request.prompt_ids for request in probes}
 
-    def measure(completions: Sequence[Completion]) -> float:
-        scored = score([(prompts[one.request_id], one.token_ids) for one in completions])
-        return gap([one.log_probs for one in completions], scored)
+    def measure(answers: Sequence[Sequence[Completion]]) -> float:
+        distinct = {(one.request_id, one.token_ids.tobytes()): one for completions in answers for one in completions}
+        scored = score([(prompts[one.request_id], one.token_ids) for one in distinct.values()])
+        mine = dict(zip(distinct, scored, strict=True))
+        return max(
+            gap(
+                [one.log_probs for one in completions],
+                [mine[one.request_id, one.token_ids.tobytes()] for one in completions],
+            )
+            for completions in answers
+        )
 
     return measure
 

@@ -19,9 +19,9 @@ class Publisher(Generic[Ask, Answer]):
     """Pushes versions to all engines and refuses those that the engines do not reproduce.
 
     The guard has every engine answer `probes` (for a language model: after prompts that the prefix cache already
-    holds); `gap` gives the mean |engine log-prob - learner log-prob| of the answers, at most `parity_gap` on each
-    engine. `patience`: refusals in a row that the run can stand, which is its staleness bound: beyond it everything
-    generated is stale.
+    holds); `gap` takes each engine's answers and gives the mean |engine log-prob - learner log-prob| of the engine
+    that is furthest off, at most `parity_gap`. `patience`: refusals in a row that the run can stand, which is its
+    staleness bound: beyond it everything generated is stale.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Publisher(Generic[Ask, Answer]):
         fleet: Fleet[Ask, Answer],
         *,
         probes: Sequence[Ask],
-        gap: Callable[[Sequence[Answer]], float],
+        gap: Callable[[Sequence[Sequence[Answer]]], float],
         parity_gap: float,
         in_flight: InFlight,
         patience: int,
@@ -72,7 +72,7 @@ class Publisher(Generic[Ask, Answer]):
         with span("probe"):
             answers = self._fleet.probe(self._probes)
         with span("score"):
-            return max(self._gap(one) for one in answers)
+            return self._gap(answers)
 
     def _refuse(self, weights: WeightSet, off: float) -> Guard:
         self._refused_in_a_row += 1

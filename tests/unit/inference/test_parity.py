@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from contracts.records import FloatArray
-from inference.parity import KV_BLOCK_TOKENS, gap, probe_requests
+from contracts.protocols import Completion
+from contracts.records import FloatArray, IntArray, StopReason
+from inference.parity import KV_BLOCK_TOKENS, gap, probe_requests, text_gap
 
 
 def _array(values: list[float]) -> FloatArray:
@@ -54,3 +57,29 @@ def test_probes_reach_past_a_cache_block_and_are_the_same_each_time() -> None:
 def test_other_seeds_make_other_probes() -> None:
     first, second = probe_requests(50, seed=0)[0], probe_requests(50, seed=1)[0]
     assert first.prompt_ids.tolist() != second.prompt_ids.tolist()
+
+
+def test_the_engine_that_is_furthest_off_counts_and_equal_answers_are_scored_once() -> None:
+    probes = probe_requests(50, num=2)
+    asked: list[int] = []
+
+    def score(completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
+        asked.append(len(completions))
+        return [np.full(len(ids), -1.0, dtype=np.float32) for _, ids in completions]
+
+    def answers(tokens: list[int], log_prob: float) -> list[Completion]:
+        return [
+            Completion(
+                request_id=one.request_id,
+                token_ids=np.array(tokens, dtype=np.int32),
+                log_probs=np.full(len(tokens), log_prob, dtype=np.float32),
+                spans=(),
+                stop_reason=StopReason.LENGTH,
+            )
+            for one in probes
+        ]
+
+    measure = text_gap(probes, score=score)
+    assert measure([answers([1, 2], -1.0), answers([1, 2], -1.5)]) == pytest.approx(0.5)
+    assert measure([answers([1, 2], -1.25), answers([3, 4], -1.0)]) == pytest.approx(0.25)
+    assert asked == [2, 4]
