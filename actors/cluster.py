@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
+from actors.placement import shard_resources
 from configs.schema import RunConfig
 from contracts.errors import ClusterError
 
@@ -30,6 +31,7 @@ def joined(config: RunConfig) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=config.cluster.object_store_mib << 20,
+                resources=shard_resources(config),
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -12,22 +12,24 @@ from typing import Any
 import ray
 
 from actors.engine import EngineActor
-from actors.placement import Units, reserve
-from actors.process import on_this_node, start
+from actors.placement import Units, refuse_homeless, reserve
+from actors.process import start
 from actors.rollout_worker import RolloutWorkerActor
-from actors.store import StoreActor
+from actors.shards import restart_shard, start_shards
+from actors.store import name_shard
 from actors.transport import StoreClient
 from actors.update_worker import UpdateWorkerActor
 from configs.schema import SERVING_TOKEN, RunConfig
 from contracts.errors import RatchetError
 from contracts.records import Batch, Failure, Session, Skip, Version
 
+SHARD = "store-"  # roles that begin so are replaced when they die; any other death ends the run
 LAST_CALL_S = 10.0  # how long a process may take to stop when it is told to
 log = logging.getLogger(__name__)
 
 
 class Crew:
-    """The actors of a run by role: store, engine-N, rollout-N, update-0."""
+    """The actors of a run by role: store, store-N (further shards), engine-N, rollout-N, update-0."""
 
     def __init__(self, units: Units, actors: Mapping[str, Any]) -> None:
         self._units, self._actors = units, dict(actors)
@@ -37,10 +39,12 @@ class Crew:
     @classmethod
     def hire(cls, config: RunConfig, *, folder: Path, uuid: str) -> Crew:
         """Raises PlacementError; a process that fails to start shows in `Watch.look`."""
+        refuse_homeless(config)
         units = reserve(config)
         where = str(folder)
         token = os.environ.get(SERVING_TOKEN)
-        store = start(StoreActor, config, where, uuid, token, num_cpus=0, scheduling_strategy=on_this_node())
+        owners = start_shards(config=config, folder=folder, uuid=uuid, token=token)
+        store = owners[0]
         engines = [
             start(EngineActor, config, where, rank, **units.seat(f"engine-{rank}"))
             for rank in range(config.engine.count)
@@ -53,7 +57,7 @@ class Crew:
         return cls(
             units,
             {
-                "store": store,
+                **{name_shard(shard): owner for shard, owner in enumerate(owners)},
                 **{f"engine-{rank}": engine for rank, engine in enumerate(engines)},
                 **{f"rollout-{rank}": worker for rank, worker in enumerate(workers)},
                 "update-0": update,
@@ -62,6 +66,14 @@ class Crew:
 
     def roles(self) -> Mapping[str, Any]:
         return self._actors
+
+    def rehire(self, role: str, *, config: RunConfig, folder: Path, uuid: str) -> bool:
+        """Start a lost shard's owner again, if the node with its disk is there."""
+        shard = int(role.removeprefix(SHARD))
+        owner = restart_shard(shard, self._actors["store"], config=config, folder=folder, uuid=uuid)
+        if owner is not None:
+            self._actors[role] = owner
+        return owner is not None
 
     def meet(self, *, timeout_s: float) -> bool:
         """Whether every process has said who and where it is (`cards`)."""

@@ -127,3 +127,25 @@ def _text(resources: dict[str, float]) -> str:
     return (
         ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "nothing"
     )
+
+
+def name_resource(shard: int) -> str:
+    """What the node offers whose disk holds a further shard of the store (actors/shards.py)."""
+    return f"ratchet_shard_{shard}"
+
+
+def shard_resources(config: RunConfig) -> dict[str, float]:
+    """What a cluster must offer for the shards beside the driver's."""
+    return {name_resource(shard): 1.0 for shard in range(1, config.store.shards)}
+
+
+def refuse_homeless(config: RunConfig) -> None:
+    """Raises PlacementError where no node offers a shard's disk."""
+    have = ray.cluster_resources()
+    missing = [name for name in shard_resources(config) if have.get(name, 0.0) < 1]
+    if missing:
+        raise PlacementError(
+            f"place {config.store.shards} shards (store.shards)",
+            f"no node offers {', '.join(missing)}",
+            f"""start the node whose disk is to hold it with: ray start ... --resources '{{"{missing[0]}": 1}}'""",
+        )

@@ -12,7 +12,7 @@ from typing import Any
 from actors.measure import RolloutMeter
 from actors.process import Process, group, refusing
 from actors.tenants import tenant
-from actors.transport import EngineClient, StoreClient
+from actors.transport import EngineClient, open_store
 from buffers.owner import episode_id
 from configs.schema import RunConfig
 from contracts.records import Ack, Episode, Evaluation
@@ -32,7 +32,7 @@ class RolloutWorkerActor(Process):
         super().__init__(f"rollout-{rank}", config=config, folder=Path(folder))
         self._meter = RolloutMeter(self.metrics)
         self._config, self._uuid, self._rank = config, uuid, rank
-        self._store = StoreClient(store)
+        self._store = open_store(store, config.store.shards)
         engine = EngineClient(engines[rank % len(engines)])
         self._stage = tenant(config).open_stage(Path(folder), engine, rank=rank)
         log.info("environment ready")

@@ -1,4 +1,4 @@
-"""The experience store's owner as an actor: one per run, pinned to the node whose disk holds the log."""
+"""An experience store's owner as an actor: one a run or, of several shards, one a shard, each where its disk is."""
 
 from __future__ import annotations
 
@@ -8,17 +8,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid5
 
 from actors.measure import StoreMeter
 from actors.process import Process, group, reachable, refusing
 from buffers.archive import archive, read_archived
 from buffers.log.files import write_durably
+from buffers.log.identity import create_store
 from buffers.owner import StoreOwner
 from buffers.reading import Records
 from configs.schema import RunConfig
-from contracts.errors import RatchetError
+from contracts.errors import RatchetError, StoreUnreachableError
 from contracts.protocols import BatchRequest
-from contracts.records import Ack, Batch, ControlRecord, Decision, Episode, Feedback, Hold, Kind, Lease, Ledger, Review
+from contracts.records import (
+    Ack,
+    Batch,
+    ControlRecord,
+    Decision,
+    Dropped,
+    Episode,
+    Feedback,
+    Hold,
+    Kind,
+    Lease,
+    Ledger,
+    Review,
+)
+from contracts.shards import News, Offer, Standing
 from loops.tasks import task_source
 
 if TYPE_CHECKING:
@@ -28,19 +44,30 @@ log = logging.getLogger(__name__)
 SERVING_FILE = "serving.json"  # in the run's folder while the store is served over gRPC: where
 
 
+def name_shard(shard: int) -> str:
+    """The role and the folder's name."""
+    return f"store-{shard}" if shard else "store"
+
+
 class StoreActor(Process):
     """contracts.protocols.Store over Ray calls and, where it is configured, over gRPC. Every call may be retried.
 
-    `token`: what callers over gRPC must show.
+    `token`: what callers over gRPC must show. `shard`: contracts.shards.Shard too; all but shard 0 make their folder.
     """
 
     @refusing
-    def __init__(self, config: RunConfig, folder: str, uuid: str, token: str | None = None) -> None:
-        super().__init__("store", config=config, folder=Path(folder))
+    def __init__(self, config: RunConfig, folder: str, uuid: str, token: str | None = None, shard: int = 0) -> None:
+        super().__init__(name_shard(shard), config=config, folder=Path(folder))
         self._measure = StoreMeter(self.metrics)
         self._folder = Path(folder)
+        self._owners: dict[int, Any] = {}  # further shard → its owner's handle
+        store, found = Path(folder) / name_shard(shard), UUID(uuid)
+        if shard:
+            found = uuid5(found, self.role)
+            if not (store / "store.json").exists():
+                create_store(store, uuid=found)
         self._owner = StoreOwner.open(
-            Path(folder) / "store", uuid=uuid, config=config, source=task_source(config), take_over=True
+            store, uuid=found, config=config, source=task_source(config, shard=shard), take_over=True
         )
         self._address_file = Path(folder) / SERVING_FILE
         self._address_file.unlink(missing_ok=True)
@@ -132,13 +159,53 @@ class StoreActor(Process):
         return self._owner.decisions(start=start, kinds=kinds)
 
     @group("control")
+    def place(self, shard: int, owner: Any) -> None:
+        """Shard 0: this actor owns `shard` from now on."""
+        self._owners[shard] = owner
+
+    @group("control")
+    def find(self, shard: int) -> Any:
+        """Shard 0: the actor that owns `shard`, or did last."""
+        if shard not in self._owners:
+            raise StoreUnreachableError(f"shard {shard} has no owner yet")
+        return self._owners[shard]
+
+    @group("data")
+    def check(self, producer: str, epoch: int) -> None:
+        self._owner.check(producer, epoch)
+
+    @group("data")
+    def join(self, producer: str, epoch: int) -> None:
+        self._owner.join(producer, epoch)
+
+    @group("data")
+    def follow(self, news: News) -> Standing:
+        return self._owner.follow(news)
+
+    @group("data")
+    def offer(self, request: BatchRequest) -> Offer:
+        return self._owner.offer(request)
+
+    @group("data")
+    def release(self, dropped: Sequence[Dropped]) -> None:
+        self._owner.release(dropped)
+
+    @group("data")
+    def find_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        return self._owner.find_batch(request)
+
+    @group("data")
+    def commit(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        return self._owner.commit(batch, session)
+
+    @group("control")
     def ledger(self) -> Ledger:
         return self._owner.ledger()
 
     @group("control")
     def status(self) -> Mapping[str, Any]:
         status, ledger = self._owner.status(), self._owner.ledger()
-        self._measure(status, ledger, read_archived(self._folder / "store"))
+        self._measure(status, ledger, read_archived(self._folder / self.role))
         return {**status, "episodes": ledger.episodes, "ready": ledger.ready}
 
     @group("control")

@@ -10,10 +10,27 @@ from typing import Any, TypeVar
 
 import ray
 
-from contracts.protocols import BatchRequest, InFlight, WeightSet
-from contracts.records import Ack, Batch, ControlRecord, Decision, Episode, Kind, Lease, Ledger
+from buffers.sharding import ShardedStore
+from contracts.errors import StoreUnreachableError
+from contracts.protocols import BatchRequest, InFlight, Store, WeightSet
+from contracts.records import (
+    Ack,
+    Batch,
+    ControlRecord,
+    Decision,
+    Dropped,
+    Episode,
+    Feedback,
+    Hold,
+    Kind,
+    Lease,
+    Ledger,
+    Review,
+)
+from contracts.shards import News, Offer, Standing
 
 CALL_S = 60.0  # a store call is a few milliseconds; an fsync on a disk in trouble can take many seconds
+SHARD_S = 5.0  # one of several shards is lost after this long; what it was asked may have been done
 GRACE_S = 30.0  # beyond an engine's own deadline
 
 T = TypeVar("T")
@@ -33,43 +50,107 @@ class StoreClient:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
+    def _call(self, method: str, *given: Any, waits_s: float = 0.0, **named: Any) -> Any:
+        return wait_for(getattr(self._actor, method).remote(*given, **named), timeout_s=CALL_S + waits_s)
+
     def attach(self, producer: str) -> int:
-        return int(wait_for(self._actor.attach.remote(producer), timeout_s=CALL_S))
+        return int(self._call("attach", producer))
 
     def lease(
         self, producer: str, epoch: int, *, max_tasks: int, rank: int = 0, world: int = 1, wait_s: float = 0.0
     ) -> list[Lease]:
-        call = self._actor.lease.remote(producer, epoch, max_tasks=max_tasks, rank=rank, world=world, wait_s=wait_s)
-        leases: list[Lease] = wait_for(call, timeout_s=CALL_S + wait_s)
+        asked = {"max_tasks": max_tasks, "rank": rank, "world": world, "wait_s": wait_s}
+        leases: list[Lease] = self._call("lease", producer, epoch, waits_s=wait_s, **asked)
         return leases
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
-        acks: list[Ack] = wait_for(self._actor.append.remote(episodes), timeout_s=CALL_S)
+        acks: list[Ack] = self._call("append", episodes)
         return acks
 
     def open_session(self, record: ControlRecord) -> int:
-        return int(wait_for(self._actor.open_session.remote(record), timeout_s=CALL_S))
+        return int(self._call("open_session", record))
 
     def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
-        call = self._actor.append_batch.remote(request, wait_s=wait_s)
-        batch: tuple[int, Batch] | None = wait_for(call, timeout_s=CALL_S + wait_s)
+        batch: tuple[int, Batch] | None = self._call("append_batch", request, waits_s=wait_s, wait_s=wait_s)
         return batch
 
     def read(self, lsns: Sequence[int]) -> list[Episode]:
-        episodes: list[Episode] = wait_for(self._actor.read.remote(lsns), timeout_s=CALL_S)
+        episodes: list[Episode] = self._call("read", lsns)
         return episodes
 
     def decide(self, record: Decision, session: int) -> int:
-        return int(wait_for(self._actor.decide.remote(record, session), timeout_s=CALL_S))
+        return int(self._call("decide", record, session))
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
-        call = self._actor.decisions.remote(start=start, kinds=kinds)
-        records: list[tuple[int, ControlRecord]] = wait_for(call, timeout_s=CALL_S)
+        records: list[tuple[int, ControlRecord]] = self._call("decisions", start=start, kinds=kinds)
         return records
 
     def ledger(self) -> Ledger:
-        ledger: Ledger = wait_for(self._actor.ledger.remote(), timeout_s=CALL_S)
+        ledger: Ledger = self._call("ledger")
         return ledger
+
+
+class ShardClient(StoreClient):
+    """contracts.shards.Shard by calls to its owner, whichever process that is now: shard 0's owner knows (`find`)."""
+
+    def __init__(self, first: Any, shard: int) -> None:
+        super().__init__(None if shard else first)
+        self._first, self._shard = first, shard
+        # Nothing goes on without shard 0: it has the time that a store of its own would have.
+        self._timeout_s = SHARD_S if shard else CALL_S
+
+    def _call(self, method: str, *given: Any, waits_s: float = 0.0, **named: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = wait_for(self._first.find.remote(self._shard), timeout_s=CALL_S)
+            return wait_for(getattr(self._actor, method).remote(*given, **named), timeout_s=self._timeout_s + waits_s)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            self._actor = None if self._shard else self._first
+            raise StoreUnreachableError(f"its owner does not answer: {type(error).__name__}") from error
+
+    def append_feedback(self, feedback: Feedback) -> int:
+        return int(self._call("append_feedback", feedback))
+
+    def hold(self, record: Hold) -> bool:
+        return bool(self._call("hold", record))
+
+    def review(self, record: Review) -> bool:
+        return bool(self._call("review", record))
+
+    def check(self, producer: str, epoch: int) -> None:
+        self._call("check", producer, epoch)
+
+    def join(self, producer: str, epoch: int) -> None:
+        self._call("join", producer, epoch)
+
+    def follow(self, news: News) -> Standing:
+        standing: Standing = self._call("follow", news)
+        return standing
+
+    def offer(self, request: BatchRequest) -> Offer:
+        offer: Offer = self._call("offer", request)
+        return offer
+
+    def release(self, dropped: Sequence[Dropped]) -> None:
+        self._call("release", dropped)
+
+    def find_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        batch: tuple[int, Batch] | None = self._call("find_batch", request)
+        return batch
+
+    def commit(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        cut: tuple[int, Batch] = self._call("commit", batch, session)
+        return cut
+
+
+def open_shards(first: Any, num_shards: int) -> ShardedStore:
+    """The store of which `first` owns shard 0."""
+    return ShardedStore([ShardClient(first, shard) for shard in range(num_shards)])
+
+
+def open_store(first: Any, num_shards: int) -> Store:
+    """`first`: the handle of the owner, or of shard 0's."""
+    return StoreClient(first) if num_shards == 1 else open_shards(first, num_shards)
 
 
 class EngineClient:

@@ -15,7 +15,7 @@ from typing import Any
 from actors.measure import UpdateMeter, learner_works
 from actors.process import Process, group, refusing
 from actors.tenants import tenant
-from actors.transport import EngineFleet, StoreClient, wait_for
+from actors.transport import EngineFleet, open_store, wait_for
 from configs.loader import config_hash
 from configs.schema import RunConfig
 from contracts.protocols import WeightSet
@@ -55,7 +55,7 @@ class UpdateWorkerActor(Process):
         log.info("learner ready")
         fleet = EngineFleet(self._engines, timeout_s=config.engine.timeout_s)
         ports = UpdatePorts(
-            store=StoreClient(self._store),
+            store=open_store(self._store, config.store.shards),
             learner=learner,
             publisher=MeasuredPublisher(kind.build_publisher(learner, fleet), self._meter),
             prepare=lambda: kind.prepare(learner, folder, self._on_warm_start),

@@ -1,6 +1,7 @@
 """The driver's eyes: asks every process each second, writes status.json and the metric targets, notices a death.
 
-A death ends the run: Ray fails the process's `serve` call, and the error names the process and the way to go on.
+A death ends the run: Ray fails the process's `serve` call, and the error names the process and the way to go on. A
+further shard of the store is started again instead, as soon as the node with its disk is there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import ray
 
-from actors.crew import Crew
+from actors.crew import SHARD, Crew
 from actors.process import reachable, refusal_in
 from configs.schema import RunConfig
 from contracts.errors import ActorDiedError, RatchetError, is_disk_full
@@ -61,6 +62,7 @@ class Watch:
 
     def __init__(self, crew: Crew, *, config: RunConfig, folder: Path, file: StatusFile) -> None:
         self._crew, self._config, self._folder, self._file = crew, config, folder, file
+        self._lost: set[str] = set()  # shards that died and are not back
         self._main = {role: actor.serve.remote() for role, actor in crew.roles().items()}
         self._answers: dict[str, Mapping[str, Any]] = {}
         self._rate = Rate()
@@ -69,9 +71,14 @@ class Watch:
 
     def look(self) -> int | None:
         """The step at which the run ended, or None while it goes on. Raises ActorDiedError, or what a loop raised."""
+        self._bring_back()
         refs = {ref: role for role, ref in self._main.items()}
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=ASK_S)
-        for role in sorted((refs[ref] for ref in done), key=lambda role: role != "update-0"):
+        for ref in done:
+            if refs[ref].startswith(SHARD):
+                self._lose(refs[ref])
+        ended = [refs[ref] for ref in done if refs[ref] in self._main]
+        for role in sorted(ended, key=lambda role: role != "update-0"):
             step = self._result(role)
             if role == "update-0":
                 self._ask()
@@ -80,6 +87,22 @@ class Watch:
         self._ask()
         self.write()
         return None
+
+    def _lose(self, role: str) -> None:
+        """A shard died: its groups wait, the run goes on. Raises UserError where it refused to start."""
+        error = self._error(self._main.pop(role))
+        if refusal := refusal_in(str(error)):
+            raise refusal
+        self._lost.add(role)
+        log.error("a shard of the store is lost: its groups wait", extra={"of": role, "detail": str(error)})
+
+    def _bring_back(self) -> None:
+        uuid = self._answers.get("store", {}).get("uuid")
+        for role in sorted(self._lost if uuid else ()):
+            if self._crew.rehire(role, config=self._config, folder=self._folder, uuid=str(uuid)):
+                self._lost.discard(role)
+                self._main[role] = self._crew.roles()[role].serve.remote()
+                log.info("a shard of the store is started again", extra={"of": role})
 
     def write(self, **fields: Any) -> None:
         update, store = self._answers.get("update-0", {}), self._answers.get("store", {})
@@ -103,6 +126,7 @@ class Watch:
                 "completions_per_s": rates[0],
                 "tokens_per_s": rates[1],
                 "lag": store.get("ready", 0),
+                "lost_shards": sorted(self._lost),
                 "items": rollout.get("items"),
                 "idle": {role: answer["idle"] for role, answer in self._answers.items() if answer.get("idle")},
                 "eta_s": None if step_s is None else step_s * (self._config.steps - step),

@@ -47,7 +47,7 @@ _CLASSES: dict[int, type[Record]] = {
         records.Priority, records.Session, records.Batch,
         records.Version, records.Served, records.Guard, records.Checkpoint, records.Branch, records.Skip,
         records.Closed, records.Failure, records.Evaluation, records.Trim,
-        records.Erased,
+        records.Erased, records.Followed,
     )
 }  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from threading import Lock
 
+from buffers.addresses import leases_in
 from buffers.reading import Records
-from buffers.sampling import choose_first, find_zero_spread, order_rows
+from buffers.sampling import Choice, choose_first, find_zero_spread, order_rows
 from buffers.state import Due, StoreState
 from buffers.successes import find_replay, find_successes, put_replays
 from buffers.window import HIGHEST_PRIORITY, Window
@@ -19,6 +21,7 @@ from contracts.records import (
     ControlRecord,
     Decision,
     Disposition,
+    Dropped,
     Guard,
     Kind,
     Priority,
@@ -84,6 +87,45 @@ class Decider:
             lsns = [state.finish(future)[0] for future in futures]
             return None if batch is None else (lsns[0], batch)
 
+    def find_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        """See contracts.shards.Shard."""
+        with self._state.lock:
+            self._check_session(request.session)
+            stored = self._state.fold.batch_lsns.get((request.branch, request.step))
+        return None if stored is None else self._read_batch(stored)
+
+    def commit(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        """See contracts.shards.Shard."""
+        state = self._state
+        with self._deciding:
+            with state.lock:
+                self._check_session(session)
+                stored = state.fold.batch_lsns.get((batch.branch, batch.step))
+                future = state.end_locked(batch, leases=leases_in(batch, shard=0)) if stored is None else None
+            return self._read_batch(stored or 0) if future is None else (state.finish(future)[0], batch)
+
+    def choose(self, request: BatchRequest, mark: int, *, num_groups: int) -> Choice:
+        """Groups for a batch, of those that were ready below `mark`. With the lock held."""
+        fold, replay = self._state.fold, self._state.config.replay
+        return choose_first(
+            fold,
+            self._find_queue(mark),
+            num_groups=num_groups,
+            parent_version=request.parent_version,
+            max_staleness=request.max_staleness,
+            with_spread=request.with_spread and fold.num_replaced < MOST_REPLACED * request.num_groups,
+            may_gain_spread=lambda lease: (
+                find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed) is not None
+            ),
+        )
+
+    def close_dropped(self, dropped: Sequence[Dropped], *, mark: int) -> list[Future[list[int]]]:
+        """Submit the ends of groups that no batch may have, where no batch comes. With the lock held."""
+        ends: Due = {}
+        for drop in dropped:
+            ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
+        return [self._state.close_locked(leases, how, why, mark=mark) for (how, why), leases in ends.items()]
+
     def _append(self, record: ControlRecord) -> int:
         with self._state.lock:
             future = self._state.control.submit([record])
@@ -143,29 +185,20 @@ class Decider:
 
     def _find_queue(self, mark: float) -> list[int]:
         """Ready groups below `mark`, first come first."""
-        fold, ending = self._state.fold, self._state.ending
-        return [lease for lease in fold.queue() if lease not in ending and fold.groups[lease].ready_lsn < mark]
+        fold, ending, judging = self._state.fold, self._state.ending, self._state.judging
+        return [
+            lease
+            for lease in fold.queue()
+            if lease not in ending and lease not in judging and fold.groups[lease].ready_lsn < mark
+        ]
 
     def _cut(self, request: BatchRequest, mark: int) -> tuple[Batch | None, list[Future[list[int]]]]:
         """Submit the batch with what it drops; where it cannot be filled, what is dropped alone."""
         state, fold, replay = self._state, self._state.fold, self._state.config.replay
         num_new = self._count_new(request)
-        choice = choose_first(
-            fold,
-            self._find_queue(mark),
-            num_groups=num_new,
-            parent_version=request.parent_version,
-            max_staleness=request.max_staleness,
-            with_spread=request.with_spread and state.fold.num_replaced < MOST_REPLACED * request.num_groups,
-            may_gain_spread=lambda lease: (
-                find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed) is not None
-            ),
-        )
+        choice = self.choose(request, mark, num_groups=num_new)
         if len(choice.leases) < num_new:
-            ends: Due = {}
-            for drop in choice.dropped:
-                ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
-            return None, [state.close_locked(leases, how, why, mark=mark) for (how, why), leases in ends.items()]
+            return None, self.close_dropped(choice.dropped, mark=mark)
         fresh = order_rows(fold, choice.leases)
         rows = put_replays(fold, fresh, settings=replay, seed=request.seed)
         mixed = {row.lease for row in rows if row.replayed}
@@ -182,7 +215,7 @@ class Decider:
             coefficients=dict(request.coefficients),
             remembered=find_successes(fold, fresh, settings=replay),
         )
-        return batch, [state.end_locked(batch, [*choice.leases, *(drop.lease for drop in choice.dropped)])]
+        return batch, [state.end_locked(batch, leases=[*choice.leases, *(drop.lease for drop in choice.dropped)])]
 
     def _read_batch(self, lsn: int) -> tuple[int, Batch]:
         ((_, record),) = self._records.read_decisions(lsn, lsn + 1, (Kind.BATCH,))

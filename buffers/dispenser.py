@@ -28,6 +28,21 @@ class Dispenser:
         state.sweep()
         return epoch
 
+    def check(self, producer: str, epoch: int) -> None:
+        """See contracts.shards.Shard."""
+        with self._state.lock:
+            self._state.check_producer_locked(producer, epoch)
+
+    def join(self, producer: str, epoch: int) -> None:
+        """See contracts.shards.Shard."""
+        state = self._state
+        with state.lock:
+            if state.epochs.get(producer, -1) > epoch:
+                state.check_producer_locked(producer, epoch)
+            state.epochs[producer] = epoch
+            state.leases.release_older(producer, epoch=epoch)
+        state.sweep()
+
     def lease(self, producer: str, epoch: int, *, max_tasks: int, rank: int, world: int) -> list[Lease]:
         """First what an earlier owner's workers left unfinished, then abandoned tasks, then new ones."""
         state = self._state

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from buffers.addresses import part_of
 from buffers.groups import Group, Member, Producer, Stage, Verdict
 from buffers.shelf import Shelf
 from contracts.records import (
@@ -36,6 +37,7 @@ from contracts.records import (
     Erased,
     Fault,
     Feedback,
+    Followed,
     Guard,
     Hold,
     Ledger,
@@ -103,6 +105,7 @@ class Fold:
     sessions: dict[str, int] = field(default_factory=dict)  # role → newest SESSION
 
     trim: Trim | None = None  # the newest one
+    followed: int = 0  # a shard: what shard 0 decided below this LSN is taken in
     data_end: int = 0  # all records of each log below these LSNs were applied
     control_end: int = 0
 
@@ -368,6 +371,7 @@ class Fold:
             self._place(group)
 
     def _batch(self, lsn: int, batch: Batch) -> None:
+        batch = part_of(batch, shard=0)  # the LSNs of this log; a copy in another shard's log has its own alone
         self.batch_lsns[batch.branch, batch.step] = lsn
         self.last_steps[batch.branch] = batch.step
         self.num_replaced = 0
@@ -430,6 +434,9 @@ class Fold:
         for lsn in erased.lsns:
             self.late[lsn] = lsn
 
+    def _followed(self, _: int, followed: Followed) -> None:
+        self.followed = followed.control_lsn
+
     def _branch(self, _: int, branch: Branch) -> None:
         self.branches[branch.branch] = branch
         self.branch = branch.branch
@@ -453,6 +460,7 @@ _RULES: dict[type[Record], Callable[..., None]] = {
     Review: Fold._review,
     Priority: Fold._priority,
     Erased: Fold._erased,
+    Followed: Fold._followed,
     Trim: Fold._trim,
     Session: Fold._session,
     Closed: Fold._closed,

@@ -23,6 +23,7 @@ V = TypeVar("V")
 _COUNTS = (
     "frontier", "num_handed", "num_episodes", "num_late", "num_trained", "num_doubled", "num_replaced",
     "num_unresolved", "branch", "newest_version", "served", "data_end", "control_end",
+    "followed",
 )  # fmt: skip
 _MAPS = ("heads", "last_steps", "skip_lsns", "sessions")
 

@@ -31,7 +31,7 @@ import msgpack
 from buffers.codec import encode
 from contracts.errors import StoreError, StoreStoppedError
 
-FORMAT = 4
+FORMAT = 5
 SHELVES = (
     "groups", "producers", "versions", "version_lsns", "batch_lsns", "successes", "priorities", "late", "settled",
 )  # fmt: skip

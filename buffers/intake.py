@@ -15,7 +15,7 @@ from buffers.checks import Flaw, encode_checked, find_flaw, quarantine
 from buffers.codec import encode
 from buffers.groups import Stage
 from buffers.state import StoreState
-from contracts.errors import StoreError
+from contracts.errors import NotFollowedError, StoreError
 from contracts.records import Ack, Episode, Fault, Feedback, Hold, Quarantined, Review
 
 
@@ -82,13 +82,21 @@ class Intake:
             return [self._acknowledge(arrival, lsns.get(place)) for place, arrival in enumerate(arrivals)]
 
     def judge(self, record: Hold | Review) -> bool:
-        """Keep a HOLD or REVIEW; whether it came before the group's batch was cut. Raises StoreError on no lease."""
-        state = self._state
+        """Keep a HOLD or REVIEW; whether it came before the group's batch was cut. Raises StoreError on no lease,
+        NotFollowedError where another shard is about to decide."""
+        state, lease = self._state, record.lease
         with state.lock:
-            if record.lease < state.fold.trimmed_lsn or state.fold.groups.get(record.lease) is None:
-                raise StoreError(f"{record.lease} is no lease of this store")
-            future = state.data.submit([record])
+            if lease < state.fold.trimmed_lsn or state.fold.groups.get(lease) is None:
+                raise StoreError(f"{lease} is no lease of this store")
+            if state.promised is None or lease in state.promised:
+                raise NotFollowedError(f"{lease} may be in a batch that is being decided: ask again")
+            ending = state.ending.get(lease)
+            future = ending or state.data.submit([record], settle=lambda _: state.judging.remove(lease))
+            if ending is None:
+                state.judging.append(lease)
         state.finish(future)
+        if ending is not None:
+            return self.judge(record)
         with state.lock:
             group = state.fold.groups[record.lease]
             return group.stage not in (Stage.BATCHED, Stage.ENDED)
@@ -135,6 +143,8 @@ class Intake:
             )
         versions = self._state.fold.versions
         unknown = [span.version for span in episode.spans if versions.get(span.version) is None]
+        if unknown and self._state.fold.followed and max(unknown) > self._state.fold.newest_version:
+            raise NotFollowedError(f"this shard has not followed shard 0 up to version {max(unknown)}: ask again")
         if unknown and episode.valid:
             return Flaw(Fault.VERSION, f"the log knows no version {min(unknown)}")
         return None

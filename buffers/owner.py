@@ -17,6 +17,7 @@ from uuid import UUID
 
 from buffers.decider import Decider
 from buffers.dispenser import Dispenser
+from buffers.following import Following
 from buffers.footers import FooterWriter
 from buffers.groups import Stage
 from buffers.index import Index, IndexDamagedError
@@ -37,6 +38,7 @@ from contracts.records import (
     Batch,
     ControlRecord,
     Decision,
+    Dropped,
     Episode,
     Feedback,
     Hold,
@@ -46,6 +48,7 @@ from contracts.records import (
     Review,
     Session,
 )
+from contracts.shards import News, Offer, Standing
 
 BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 
@@ -76,6 +79,7 @@ class StoreOwner:
         window = Window(state, records=records)
         self._decider = Decider(state, records=records, window=window)
         self._retention = Retention(state, records=records, folder=folder, window=window)
+        self._following = Following(state, decider=self._decider)
 
     @classmethod
     def open(
@@ -183,6 +187,30 @@ class StoreOwner:
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
         return self._records.read_decisions(start, self._state.control.writer.durable_lsn, kinds)
+
+    # ------------------------------------------------------------------------------------------ one shard of several
+
+    def check(self, producer: str, epoch: int) -> None:
+        """This and what follows: see contracts.shards.Shard."""
+        self._dispenser.check(producer, epoch)
+
+    def join(self, producer: str, epoch: int) -> None:
+        self._dispenser.join(producer, epoch)
+
+    def follow(self, news: News) -> Standing:
+        return self._following.follow(news)
+
+    def offer(self, request: BatchRequest) -> Offer:
+        return self._following.offer(request)
+
+    def release(self, dropped: Sequence[Dropped]) -> None:
+        self._following.release(dropped)
+
+    def find_batch(self, request: BatchRequest) -> tuple[int, Batch] | None:
+        return self._decider.find_batch(request)
+
+    def commit(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        return self._decider.commit(batch, session)
 
     # ------------------------------------------------------------------------------------------ everyone
 

@@ -23,7 +23,7 @@ from buffers.pipeline import Pipeline
 from buffers.sampling import find_fault
 from configs.schema import RunConfig
 from contracts.errors import FencedError
-from contracts.records import Batch, Closed, Disposition, Record
+from contracts.records import Closed, ControlRecord, Disposition, Record
 
 Due = dict[tuple[Disposition, str], list[int]]  # (how, why) → leases that end outside a batch
 
@@ -53,6 +53,9 @@ class StoreState:
         self.epochs: dict[str, int] = {}  # producer → its epoch
         self.reserved: set[int] = set()  # positions whose TASK is on its way into the log
         self.ending: dict[int, Future[list[int]]] = {}  # leases whose CLOSED or BATCH is on its way
+        self.judging: list[int] = []  # leases whose HOLD or REVIEW is on its way: no batch may have them meanwhile
+        # Leases that another shard's log may decide about, see buffers/following.py; None: any
+        self.promised: set[int] | None = set()
         self._changed = Condition(self.lock)  # something was applied, or the store closes
         self._num_changes = 0
         self._closed = False
@@ -143,10 +146,10 @@ class StoreState:
     def close_locked(self, leases: Sequence[int], how: Disposition, why: str, *, mark: int) -> Future[list[int]]:
         """Submit a CLOSED; `mark`: durable watermark of the data log, above all that the leases have brought."""
         closed = Closed(leases=tuple(leases), disposition=how, reason=why, data_lsn=mark)
-        return self.end_locked(closed, leases)
+        return self.end_locked(closed, leases=leases)
 
-    def end_locked(self, record: Closed | Batch, leases: Sequence[int]) -> Future[list[int]]:
-        """Submit the record that takes `leases` out of the queue; until it is applied nothing else may take them."""
+    def end_locked(self, *records: ControlRecord, leases: Sequence[int]) -> Future[list[int]]:
+        """Submit, as one, records that take `leases` out of the queue; until then nothing else may take them."""
 
         def settle(lsns: list[int] | None) -> None:
             for lease in leases:
@@ -154,7 +157,7 @@ class StoreState:
                 if lsns is not None:
                     self.leases.release(lease)
 
-        future = self.control.submit([record], settle=settle)
+        future = self.control.submit(records, settle=settle)
         self.ending.update(dict.fromkeys(leases, future))
         return future
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from uuid import UUID
 
 from buffers import snapshots
+from buffers.addresses import part_of
 from buffers.codec import peek
 from buffers.erasure import has_contents
 from buffers.fold import Fold
@@ -137,7 +138,7 @@ class _DataRecords:
 
     def find_faults(self, decision: Batch | Closed | Erased | Checkpoint) -> Iterator[str]:
         if isinstance(decision, Batch):
-            for row in decision.rows:
+            for row in part_of(decision, shard=0).rows:
                 if self._lacks(self._tries, row.episode_lsn):
                     yield f"batch of step {decision.step}: there is no episode at LSN {row.episode_lsn}"
                 if self._lacks(self._tasks, row.lease):

@@ -220,6 +220,7 @@ class Retention(Section):
 
 
 class Store(Section):
+    shards: int = Field(1, ge=1, le=1024)  # owners, each on its own node: see docs/scale.md
     retention: Retention = Retention()
     ack: Literal["durable", "os"] = "durable"
     segment_mib: int = Field(128, ge=1)
@@ -348,6 +349,7 @@ class RunConfig(Section):
         self._check_tenant()
         self._check_turns()
         self._check_sampler()
+        self._check_shards()
         if self.replay.enabled and self.control.id is not None:
             raise ValueError("replay.enabled is for groups of several tries: control runs have none")
         return self
@@ -385,6 +387,24 @@ class RunConfig(Section):
             raise ValueError(
                 f"the engine may have {engine.context_tokens} tokens in a sequence, and model.init.max_positions is "
                 f"{positions}"
+            )
+
+    def _check_shards(self) -> None:
+        shards = self.store.shards
+        if shards == 1:
+            return
+        alone = {
+            "store.retention": self.store.retention.is_bounded,
+            "archive.uri": self.archive.uri is not None,
+            "serving.enabled": self.serving.enabled,
+            "replay.enabled": self.replay.enabled,
+            "store.sampler": self.store.sampler != "fifo",
+        }
+        if wrong := [key for key, is_set in alone.items() if is_set]:
+            raise ValueError(f"store.shards is {shards}, and {', '.join(wrong)} is for a store of one shard alone")
+        if self.learner.groups_per_step < shards:
+            raise ValueError(
+                f"learner.groups_per_step {self.learner.groups_per_step} leaves some of {shards} shards without a group"
             )
 
     def _check_colocated(self) -> None:

@@ -13,6 +13,7 @@ RatchetError
 │   ├── StoreFullError        the disk is full: the append was refused, nothing was written; reads go on
 │   ├── StoreStoppedError     an fsync failed or the store was closed: the owner takes nothing more
 │   ├── StoreUnreachableError no answer from the owner in time: what was asked may have been done; ask again
+│   │   └── NotFollowedError  a shard has not heard yet what was decided about what it is asked: ask again
 │   ├── FormatError           bytes of a format version that this code does not know
 │   └── RotError              a damaged frame below the durable watermark, in strict mode
 ├── EngineError               the inference engine failed or did not answer in time
@@ -88,6 +89,10 @@ class StoreStoppedError(StoreError):
 
 class StoreUnreachableError(StoreError):
     """The owner did not answer in time. What was asked may have been done; every call may be retried."""
+
+
+class NotFollowedError(StoreUnreachableError):
+    """A shard has not heard all that was decided about what it is asked: ask again."""
 
 
 class FormatError(StoreError):

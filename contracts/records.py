@@ -53,6 +53,7 @@ class Kind(IntEnum):
     EVALUATION = 74
     TRIM = 75
     ERASED = 76
+    FOLLOWED = 77
 
 
 class Purpose(str, Enum):
@@ -287,7 +288,7 @@ class Session:
 class Row:
     """One episode in a batch, in training order."""
 
-    episode_lsn: int
+    episode_lsn: int  # these three: an address, (shard, LSN), where there are several shards (contracts/shards.py)
     reward_lsn: int  # the FEEDBACK that counts, or the episode itself
     lease: int  # of the group that it counts in
     weight: float = 1.0
@@ -319,6 +320,7 @@ class Batch:
     control_lsn: int = 0
     coefficients: dict[str, float] = field(default_factory=dict)  # from outside: learning rate, KL, ...
     remembered: tuple[Row, ...] = ()  # fresh members that the success store holds from here on (buffers/successes.py)
+    shard_lsns: tuple[int, ...] = ()  # several shards: each one's durable watermark then; -1: it did not answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,6 +459,15 @@ class Erased:
     wall_time: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """In a shard's control log: what shard 0's control log decided below this LSN is taken in (contracts/shards.py)."""
+
+    KIND: ClassVar[Kind] = Kind.FOLLOWED
+    control_lsn: int
+    session: int  # the learner's that brought it
+
+
 DataRecord = Task | Episode | Feedback | Quarantined | Hold | Review | Priority
 ControlRecord = (
     Session
@@ -472,6 +483,7 @@ ControlRecord = (
     | Evaluation
     | Trim
     | Erased
+    | Followed
 )
 Record = DataRecord | ControlRecord
 # What a learner writes; the rest is the owner's own: it trims and erases.

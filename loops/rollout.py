@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from threading import Event
 from typing import Protocol
 
+from contracts.errors import StoreUnreachableError
 from contracts.protocols import Store
 from contracts.records import Ack, Episode, Lease
 from telemetry.spans import begin, span
@@ -55,6 +56,7 @@ class RolloutSlot:
         self._store, self._player = store, player
         self._uuid, self._place, self._episode_id, self._hear = store_uuid, place, episode_id, hear
         self._epoch, self._seq = -1, 0
+        self._kept: list[list[Episode]] = []  # by lease: their shard is away, they are brought again at each turn
         self._end_wait: Callable[[], None] | None = None  # of the span of a slot that has nothing in hand
 
     def run(self, stop: Event) -> None:
@@ -73,6 +75,8 @@ class RolloutSlot:
         if self._epoch < 0:
             self._epoch = self._store.attach(self._place.producer)
         place = self._place
+        kept, self._kept = self._kept, []
+        num_brought = sum(map(self._bring, kept))
         self._end_wait = self._end_wait or begin("lease")
         leases = self._store.lease(
             place.producer,
@@ -83,13 +87,24 @@ class RolloutSlot:
             wait_s=wait_s,
         )
         if not leases:
-            return 0
+            return num_brought
         self._end_wait()
         self._end_wait = None
         with span("play", groups=len(leases)):
             episodes = [self._sign(episode) for episode in self._player.play(leases)]
         with span("append", episodes=len(episodes)):
+            return num_brought + self._bring(episodes)
+
+    def _bring(self, episodes: list[Episode]) -> int:
+        """Append; what a shard that is away cannot take is kept, no more than was in hand when it went."""
+        try:
             acks = self._store.append(episodes)
+        except StoreUnreachableError:
+            leases = dict.fromkeys(episode.lease for episode in episodes)
+            if len(leases) == 1:
+                self._kept.append(episodes)
+                return 0
+            return sum(self._bring([one for one in episodes if one.lease == lease]) for lease in leases)
         for episode, ack in zip(episodes, acks, strict=True):
             self._hear(episode, ack)
         return len(episodes)

@@ -42,8 +42,22 @@ class CountedSource:
         return f"{self._name}/{position}", position
 
 
-def task_source(config: RunConfig) -> TaskSource:
-    """The order of a run's tasks: training items, or stretches of play."""
+class SharedSource:
+    """Pure TaskSource of one shard of several: every `num_shards`-th task of the whole order, from `shard` on."""
+
+    def __init__(self, whole: TaskSource, *, shard: int, num_shards: int) -> None:
+        self._whole, self._shard, self._num_shards = whole, shard, num_shards
+
+    def __call__(self, position: int) -> tuple[str, int]:
+        return self._whole(position * self._num_shards + self._shard)
+
+
+def task_source(config: RunConfig, *, shard: int = 0) -> TaskSource:
+    """The order of a shard's tasks: training items, or stretches of play."""
+    return SharedSource(_whole_source(config), shard=shard, num_shards=config.store.shards)
+
+
+def _whole_source(config: RunConfig) -> TaskSource:
     if config.control.id is not None:
         return CountedSource(config.control.id)
     environment = config.environment

@@ -27,9 +27,9 @@ from contracts.errors import FormatError, StoreBusyError, StoreError, StoreIdent
 _EXIT_WAIT_S = 10.0  # a killed process goes at once, unless the kernel is stuck in its input or output
 
 
-def create_store(folder: Path) -> UUID:
-    """Make `folder` a store with a new identity. StoreIdentityError if it is one already."""
-    uuid = uuid4()
+def create_store(folder: Path, *, uuid: UUID | None = None) -> UUID:
+    """Make `folder` a store with a new identity, or this one. StoreIdentityError if it is one already."""
+    uuid = uuid or uuid4()
     text = json.dumps({"format_version": FORMAT_VERSION, "uuid": str(uuid)}) + "\n"
     try:
         with in_store_errors(f"{folder} cannot be made a store"):

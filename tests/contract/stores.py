@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from buffers.owner import StoreOwner, episode_id
 from buffers.reading import Records
+from buffers.sharding import ShardedStore
 from configs.schema import RunConfig, Serving
 from contracts.protocols import BatchRequest, Store
 from contracts.records import Ack, Batch, Episode, Lease, Purpose, Served, Session, Span, StopReason, Version
@@ -42,6 +43,17 @@ def in_process(folder: Path, config: RunConfig) -> Iterator[Opened]:
         yield Opened(owner, str(owner.uuid))
     finally:
         owner.close()
+
+
+@contextmanager
+def sharded(folder: Path, config: RunConfig) -> Iterator[Opened]:
+    """Three owners in this process."""
+    with ExitStack() as owners:
+        shards = [
+            owners.enter_context(in_process(folder if number == 0 else folder / f"shard-{number}", config))
+            for number in range(3)
+        ]
+        yield Opened(ShardedStore([cast(StoreOwner, shard.store) for shard in shards]), shards[0].uuid)
 
 
 @contextmanager
@@ -162,5 +174,6 @@ __all__ = [
     "over_grpc",
     "over_ray",
     "served",
+    "sharded",
     "small_config",
 ]

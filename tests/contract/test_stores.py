@@ -1,4 +1,4 @@
-"""What every store keeps to, in process, over Ray calls and over gRPC: contracts.protocols.Store."""
+"""What every store keeps to, in process, over Ray calls, over gRPC, in shards: contracts.protocols.Store."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from contracts.records import (
     Step,
     StopReason,
 )
-from tests.contract.stores import Driver, Open, in_process, over_grpc, over_ray, small_config
+from tests.contract.stores import Driver, Open, in_process, over_grpc, over_ray, sharded, small_config
 from tests.unit.buffers.samples import STRETCH
 
-OPENERS = {"in process": in_process, "gRPC": over_grpc, "Ray": over_ray}
+OPENERS = {"in process": in_process, "gRPC": over_grpc, "Ray": over_ray, "three shards": sharded}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_what_is_acknowledged_outlives_its_owner(open_store: Open, tmp_path: Pat
         leases = driver.lease(1)
         episodes = [driver.make(leases[0], member) for member in leases[0].missing]
         acks = driver.store.append(episodes)
-    with in_process(tmp_path, small_config()) as opened:
+    with (sharded if open_store is sharded else in_process)(tmp_path, small_config()) as opened:
         driver = Driver(opened)
         again = driver.store.append([replace(episode, producer_epoch=driver.epoch) for episode in episodes])
         assert [(ack.lsn, ack.duplicate) for ack in again] == [(ack.lsn, True) for ack in acks]

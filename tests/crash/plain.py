@@ -25,7 +25,7 @@ from contracts.records import Batch, Episode, Evaluation, FloatArray, IntArray, 
 from inference.parity import text_gap
 from loops.publish import Publisher
 from loops.rollout import Place, RolloutSlot
-from loops.tasks import PermutedSource
+from loops.tasks import PermutedSource, SharedSource
 from loops.text import Policy, TextPlayer
 from loops.update import UpdateLoop, UpdatePorts
 
@@ -220,7 +220,8 @@ class PlainRun:
         num_items: int = 50,
     ) -> None:
         self.folder, self.config = folder, config
-        self.source = PermutedSource("guess", num_items=num_items, seed=1)
+        tasks = PermutedSource("guess", num_items=num_items, seed=1)
+        self.source = SharedSource(tasks, shard=0, num_shards=config.store.shards)
         self.uuid = self._identity()
         self.owner = StoreOwner.open(folder / "store", uuid=self.uuid, config=config, source=self.source)
         self.learner, self.engine = NumpyLearner(), NumpyEngine()

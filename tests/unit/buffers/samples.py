@@ -20,6 +20,7 @@ from contracts.records import (
     Failure,
     Fault,
     Feedback,
+    Followed,
     Guard,
     Hold,
     Kind,
@@ -179,6 +180,7 @@ SAMPLES: dict[Kind, Record] = {
         wall_time=1.75e9,
     ),
     Kind.ERASED: Erased(lsns=(8192, 8704), reason="a person asked for it", wall_time=1.75e9),
+    Kind.FOLLOWED: Followed(control_lsn=8193, session=512),
     Kind.EVALUATION: Evaluation(
         version=17,
         step=17,
@@ -194,7 +196,8 @@ SAMPLES: dict[Kind, Record] = {
 def golden_files(kind: Kind, *, version: int) -> list[Path]:
     """Oldest first: a record that grew fields inside a format version has a file for each length that was written."""
     folder, name = GOLDEN / f"v{version}", kind.name.lower()
-    return sorted([*folder.glob(f"{name}.bin"), *folder.glob(f"{name}.grown*.bin")], key=lambda path: len(path.name))
+    files = [*folder.glob(f"{name}.bin"), *folder.glob(f"{name}.grown*.bin")]
+    return sorted(files, key=lambda path: (len(path.name), path.name))
 
 
 STRETCH = Step(
