@@ -49,6 +49,8 @@ STEP_S = 10.0  # a learner step; its batch is what is produced meanwhile
 NETWORK_BYTES_A_SECOND = 10e9 / 8  # assumed, into the learner's node
 IN_FLIGHT = 64  # calls at once, where the client is imagined to make them so
 LARGE_ROWS = 50_000
+ROW_BYTES = 8_400  # of an episode
+PARTS = ("offers", "rows", "network", "commit", "news", "split", "client")
 
 
 @dataclass
@@ -248,14 +250,14 @@ def simulate(measured: Measured, *, nodes: int, rng: np.random.Generator, steps:
 def simulate_step(measured: Measured, *, nodes: int, rows: float, rng: np.random.Generator) -> dict[str, float]:
     """The client's calls in their order: news, offers, rows, BATCH, news of it, of VERSION, of SERVED."""
     calls, own = measured.calls, rows / nodes
-    network = nodes * measured.call_s
 
     def all_shards(name: str, *, part: float) -> float:
-        return float(calls[name].draw(rng, calls=nodes, rows=part).sum()) + network
+        return float(calls[name].draw(rng, calls=nodes, rows=part).sum()) + nodes * measured.call_s
 
     return {
         "offers": all_shards("offer", part=own),
-        "rows": all_shards("read", part=own) + rows * 8_400 / NETWORK_BYTES_A_SECOND,
+        "rows": all_shards("read", part=own),
+        "network": rows * ROW_BYTES / NETWORK_BYTES_A_SECOND,
         "commit": float(calls["commit"].draw(rng, calls=1, rows=rows).sum()) + measured.call_s,
         "news": all_shards("follow", part=own) + 2 * all_shards("follow", part=0),
         "split": nodes * rows * measured.split_row_s,
@@ -266,7 +268,7 @@ def simulate_step(measured: Measured, *, nodes: int, rows: float, rng: np.random
 def overlapped(parts: dict[str, float]) -> float:
     """The same with IN_FLIGHT calls at once, and a batch split into its parts in one pass."""
     asked = (parts["offers"] + parts["rows"] + parts["news"]) / IN_FLIGHT
-    return asked + parts["commit"] + 3 * parts["client"]
+    return asked + parts["network"] + parts["commit"] + 3 * parts["client"]
 
 
 def queue(measured: Measured, *, rng: np.random.Generator, calls: int = 20_000) -> Floats:
@@ -286,8 +288,7 @@ def limit(rows: Sequence[dict[str, float]]) -> str:
     over = next((row for row in rows if row["share_of_step"] > 1), None)
     if over is None:
         return "nothing that takes time a step"
-    parts = ("offers", "rows", "commit", "news", "split", "client")
-    return f"{max(parts, key=lambda part: over[f'{part}_s'])}, at {over['nodes']:g} nodes"
+    return f"{max(PARTS, key=lambda part: over[f'{part}_s'])}, at {over['nodes']:g} nodes"
 
 
 def plot(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -298,7 +299,7 @@ def plot(rows: Sequence[dict[str, float]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     nodes = [row["nodes"] for row in rows]
-    for part in ("offers", "rows", "commit", "news", "split", "client"):
+    for part in PARTS:
         axes.plot(nodes, [row[f"{part}_s"] for row in rows], marker="o", label=part)
     axes.plot(nodes, [row["coordination_overlapped_s"] for row in rows], "k--", label="all, calls at once")
     axes.axhline(STEP_S, color="grey", linewidth=1)
