@@ -16,9 +16,9 @@ from actors.placement import Units, refuse_homeless, reserve
 from actors.process import start
 from actors.rollout_worker import RolloutWorkerActor
 from actors.shards import restart_shard, start_shards
-from actors.store import name_shard
 from actors.transport import StoreClient
 from actors.update_worker import UpdateWorkerActor
+from buffers.addresses import name_shard
 from configs.schema import SERVING_TOKEN, RunConfig
 from contracts.errors import RatchetError
 from contracts.records import Batch, Failure, Session, Skip, Version
@@ -73,6 +73,8 @@ class Crew:
         owner = restart_shard(shard, self._actors["store"], config=config, folder=folder, uuid=uuid)
         if owner is not None:
             self._actors[role] = owner
+            self._introductions[owner.card.remote()] = role
+            self.cards.pop(role, None)
         return owner is not None
 
     def meet(self, *, timeout_s: float) -> bool:

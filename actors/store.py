@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from actors.measure import StoreMeter
 from actors.process import Process, group, reachable, refusing
+from buffers.addresses import name_shard, shard_uuid
 from buffers.archive import archive, read_archived
 from buffers.log.files import write_durably
 from buffers.log.identity import create_store
@@ -44,11 +45,6 @@ log = logging.getLogger(__name__)
 SERVING_FILE = "serving.json"  # in the run's folder while the store is served over gRPC: where
 
 
-def name_shard(shard: int) -> str:
-    """The role and the folder's name."""
-    return f"store-{shard}" if shard else "store"
-
-
 class StoreActor(Process):
     """contracts.protocols.Store over Ray calls and, where it is configured, over gRPC. Every call may be retried.
 
@@ -63,7 +59,7 @@ class StoreActor(Process):
         self._owners: dict[int, Any] = {}  # further shard → its owner's handle
         store, found = Path(folder) / name_shard(shard), UUID(uuid)
         if shard:
-            found = uuid5(found, self.role)
+            found = shard_uuid(found, shard)
             if not (store / "store.json").exists():
                 create_store(store, uuid=found)
         self._owner = StoreOwner.open(

@@ -20,6 +20,7 @@ import ray
 
 from actors.crew import SHARD, Crew
 from actors.process import reachable, refusal_in
+from buffers.addresses import name_shard
 from configs.schema import RunConfig
 from contracts.errors import ActorDiedError, RatchetError, is_disk_full
 from telemetry.exporter import Exporter, write_targets
@@ -66,7 +67,7 @@ class Watch:
         self._main = {role: actor.serve.remote() for role, actor in crew.roles().items()}
         self._answers: dict[str, Mapping[str, Any]] = {}
         self._rate = Rate()
-        self._targets_written = False
+        self._targets_written, self._port = False, 0  # of the driver's own metrics
         self._asked: dict[Any, str] = {}
 
     def look(self) -> int | None:
@@ -102,10 +103,12 @@ class Watch:
             if self._crew.rehire(role, config=self._config, folder=self._folder, uuid=str(uuid)):
                 self._lost.discard(role)
                 self._main[role] = self._crew.roles()[role].serve.remote()
+                self._targets_written = False  # it has another port
                 log.info("a shard of the store is started again", extra={"of": role})
 
     def write(self, **fields: Any) -> None:
-        update, store = self._answers.get("update-0", {}), self._answers.get("store", {})
+        update = self._answers.get("update-0", {})
+        stores = [answer for role, answer in self._answers.items() if role.startswith(name_shard(0))]
         rollout = self._answers.get("rollout-0", {})
         engines = [answer for role, answer in self._answers.items() if role.startswith("engine")]
         completions = sum(answer["requests"] for answer in engines)
@@ -121,11 +124,11 @@ class Watch:
                 "version": update.get("version", -1),
                 "reward": update.get("reward"),
                 "staleness": update.get("staleness", 0.0),
-                "episodes": store.get("episodes", 0),
+                "episodes": sum(store.get("episodes", 0) for store in stores),
                 "completions": completions,
                 "completions_per_s": rates[0],
                 "tokens_per_s": rates[1],
-                "lag": store.get("ready", 0),
+                "lag": sum(store.get("ready", 0) for store in stores),
                 "lost_shards": sorted(self._lost),
                 "items": rollout.get("items"),
                 "idle": {role: answer["idle"] for role, answer in self._answers.items() if answer.get("idle")},
@@ -205,10 +208,10 @@ class Watch:
         if metrics.enabled:
             cards = self._crew.cards
             targets = {role: (card["host"], card["port"]) for role, card in cards.items()}
-            driver = Exporter("driver", self._folder.name).start(metrics.host)
+            self._port = self._port or Exporter("driver", self._folder.name).start(metrics.host)
             write_targets(
                 self._folder / "metrics" / "targets.json",
-                {**targets, "driver": (reachable(metrics.host), driver)},
+                {**targets, "driver": (reachable(metrics.host), self._port)},
                 run=self._folder.name,
             )
         self._targets_written = True

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID, uuid5
 
+from buffers.log.identity import BEGUN
 from contracts.records import Batch, Dropped, Row
 from contracts.shards import SHARD_SPAN
+
+
+def name_shard(shard: int) -> str:
+    """Of a shard's folder in the run's, and of its owner's role."""
+    return f"store-{shard}" if shard else "store"
+
+
+def shard_uuid(first: UUID, shard: int) -> UUID:
+    """The identity of a shard's store, from that of shard 0's."""
+    return uuid5(first, name_shard(shard)) if shard else first
+
+
+def find_further(store: Path) -> dict[int, Path]:
+    """Shard → folder of the further shards that are on this machine, beside shard 0's `store`."""
+    found = {}
+    for path in store.parent.glob(f"{name_shard(0)}-*") if store.name == name_shard(0) else ():
+        number = path.name.removeprefix(f"{name_shard(0)}-")
+        if number.isdecimal() and (path / BEGUN).exists():
+            found[int(number)] = path
+    return dict(sorted(found.items()))
 
 
 def address(shard: int, lsn: int) -> int:
@@ -54,6 +77,39 @@ def part_of(batch: Batch, *, shard: int) -> Batch:
         remembered=tuple(_inside_row(row) for row in batch.remembered if shard_of(row.lease) == shard),
         shard_lsns=(),
     )
+
+
+def split(batch: Batch) -> list[Batch]:
+    """`part_of` each shard, in one pass."""
+    parts: list[_Part] = [_Part() for _ in batch.shard_lsns]
+    for row in batch.rows:
+        parts[shard_of(row.lease)].rows.append(_inside_row(row))
+    for row in batch.remembered:
+        parts[shard_of(row.lease)].remembered.append(_inside_row(row))
+    for lease in batch.zero_spread:
+        parts[shard_of(lease)].zero_spread.append(lsn_of(lease))
+    for drop in batch.dropped:
+        parts[shard_of(drop.lease)].dropped.append(replace(drop, lease=lsn_of(drop.lease)))
+    return [
+        replace(
+            batch,
+            rows=tuple(part.rows),
+            zero_spread=tuple(part.zero_spread),
+            dropped=tuple(part.dropped),
+            data_lsn=lsn,
+            remembered=tuple(part.remembered),
+            shard_lsns=(),
+        )
+        for part, lsn in zip(parts, batch.shard_lsns, strict=True)
+    ]
+
+
+@dataclass
+class _Part:
+    rows: list[Row] = field(default_factory=list)
+    zero_spread: list[int] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    remembered: list[Row] = field(default_factory=list)
 
 
 def _inside(addresses: Iterable[int], shard: int) -> list[int]:

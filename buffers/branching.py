@@ -16,10 +16,9 @@ from uuid import UUID
 from buffers import snapshots
 from buffers.inspection import OnProgress, ignore
 from buffers.log.files import sync_folder, sync_tree, write_durably
-from buffers.log.identity import create_store, write_epoch
+from buffers.log.identity import BEGUN, create_store, write_epoch
 from buffers.log.lineage import LINEAGE, Lineage, read_lineage, write_lineage
 from buffers.log.recovery import examine
-from buffers.owner import BEGUN
 from buffers.snapshots import Snapshot
 from contracts.errors import UserError
 

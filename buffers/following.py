@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from buffers.addresses import leases_in, part_of
+from buffers.addresses import leases_in, split
 from buffers.decider import Decider
 from buffers.sampling import find_zero_spread, order_rows
 from buffers.state import StoreState
@@ -56,8 +56,8 @@ class Following:
         state = self._state
         self._check_session(news.session)
         if news.start == state.fold.followed:
-            if not news.start and any(isinstance(one, Batch) and one.rows for _, one in news.records):
-                raise StoreIdentityError("this shard is new, and shard 0 knows batches of it: its folder was lost")
+            if not news.start and any(isinstance(one, Batch) and one.data_lsn >= 0 for _, one in news.records):
+                raise StoreIdentityError("this shard is new, and shard 0 has had offers of it: its folder was lost")
             for chunk in _cut(news.records):
                 self._append(chunk)
             with state.lock:
@@ -141,10 +141,10 @@ def _cut(records: Sequence[tuple[int, ControlRecord]]) -> Iterator[list[tuple[in
         yield chunk
 
 
-def concern(record: ControlRecord, *, shard: int) -> ControlRecord | None:
-    """What of a decision is to be copied by `shard`; None: nothing."""
+def concern(record: ControlRecord) -> Sequence[ControlRecord] | ControlRecord | None:
+    """What of a decision the shards are to copy: by shard, the same for all, or nothing."""
     if isinstance(record, Batch):
-        return part_of(record, shard=shard)
+        return split(record)
     if isinstance(record, Session):
         return record if record.role == "owner" else None
     return record if isinstance(record, Version | Served | Guard | Skip | Branch) else None

@@ -24,7 +24,7 @@ from buffers.index import Index, IndexDamagedError
 from buffers.indexing import Indexer
 from buffers.intake import Intake
 from buffers.log.files import in_store_errors, write_durably
-from buffers.log.identity import Claim, claim, create_store, read_identity
+from buffers.log.identity import BEGUN, Claim, claim, create_store, read_identity
 from buffers.log.writer import LogWriter
 from buffers.reading import Records
 from buffers.retention import Retention, Trimmed, finish_trim
@@ -49,8 +49,6 @@ from contracts.records import (
     Session,
 )
 from contracts.shards import News, Offer, Standing
-
-BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 
 
 def episode_id(store_uuid: str, lease: int, member: int) -> str:

@@ -56,7 +56,7 @@ LOOK_S = 0.02  # between two looks for a full queue
 LOST = (StoreUnreachableError, StoreStoppedError)
 
 T = TypeVar("T")
-Decisions = list[tuple[int, ControlRecord]]
+Concerns = list[tuple[int, Sequence[ControlRecord] | ControlRecord]]  # (LSN, what of it, see `concern`)
 
 
 @dataclass
@@ -243,7 +243,7 @@ class ShardedStore:
             places = self._may_ask()
             shares = [Share(rank=rank, world=len(places)) for rank in range(len(places))]
             first = self._follow(self._places[0], start=0, records=(), share=shares[0], served=-1)
-            decided: dict[int, Decisions] = {}  # from where on → what
+            decided: dict[int, Concerns] = {}  # from where on → what
             done = places[:1]
             for place, share in list(zip(places, shares, strict=True))[1:]:
                 try:
@@ -254,7 +254,7 @@ class ShardedStore:
             if len(done) == len(places):
                 return done
 
-    def _tell_one(self, place: _Place, *, share: Share, first: Standing, decided: dict[int, Decisions]) -> None:
+    def _tell_one(self, place: _Place, *, share: Share, first: Standing, decided: dict[int, Concerns]) -> None:
         """`first`: where shard 0 stands. Raises StoreIdentityError where this one is not of the same history."""
         if place.standing is None:
             place.standing = self._follow(place, start=-1, records=(), share=share, served=-1)
@@ -268,13 +268,13 @@ class ShardedStore:
                     f"{first.control_end}: they are not of one history; restore both from the same snapshot"
                 )
             if start not in decided:
-                decided[start] = self._first.decisions(start=start, kinds=FOLLOWED_KINDS)
-            parts = [(lsn, concern(record, shard=place.number)) for lsn, record in decided[start]]
-            records = tuple((lsn, part) for lsn, part in parts if part is not None)
-            if not records and place.share == share and standing.served == first.served:
+                records = self._first.decisions(start=start, kinds=FOLLOWED_KINDS)
+                decided[start] = [(lsn, part) for lsn, record in records if (part := concern(record)) is not None]
+            news = tuple((lsn, _pick(part, place.number)) for lsn, part in decided[start])
+            if not news and place.share == share and standing.served == first.served:
                 return
-            end = records[-1][0] + 1 if records else start
-            place.standing = self._follow(place, start=start, records=records, share=share, served=first.served)
+            end = news[-1][0] + 1 if news else start
+            place.standing = self._follow(place, start=start, records=news, share=share, served=first.served)
             if place.standing.followed == end:
                 place.share = share
                 return
@@ -380,7 +380,11 @@ class ShardedStore:
                 place.ledger = self._ask(place, place.shard.ledger)
             except StoreUnreachableError:
                 continue
-        return _add([place.ledger for place in self._places if place.ledger is not None])
+        return add_ledgers([place.ledger for place in self._places if place.ledger is not None])
+
+
+def _pick(part: Sequence[ControlRecord] | ControlRecord, number: int) -> ControlRecord:
+    return part[number] if isinstance(part, Sequence) else part
 
 
 def _merge(queues: dict[int, tuple[Candidate, ...]]) -> list[tuple[int, Candidate]]:
@@ -392,7 +396,8 @@ def _merge(queues: dict[int, tuple[Candidate, ...]]) -> list[tuple[int, Candidat
     ]
 
 
-def _add(ledgers: Sequence[Ledger]) -> Ledger:
+def add_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
+    """One of all shards."""
     return Ledger(
         handed=sum(one.handed for one in ledgers),
         ended=_add_up([one.ended for one in ledgers]),

@@ -19,12 +19,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
 from buffers import snapshots
-from buffers.addresses import part_of
+from buffers.addresses import find_further, part_of
 from buffers.codec import peek
 from buffers.erasure import has_contents
 from buffers.fold import Fold
@@ -43,7 +43,8 @@ from contracts.records import Batch, Checkpoint, Closed, Erased, Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:
-    """`place`: data, control, or a snapshot's name. `lsn` None: it is not about one place in a log."""
+    """`place`: data, control, or a snapshot's name; of a further shard store-1/data. `lsn` None: it is not about one
+    place in a log."""
 
     place: str
     lsn: int | None
@@ -57,16 +58,31 @@ class Verified:
     num_bytes: int = 0
     num_records: int = 0
     num_snapshots: int = 0
+    num_shards: int = 0  # those whose folders are here
     defects: list[Defect] = field(default_factory=list)
 
 
 def verify(run_folder: Path, *, on_progress: OnProgress = ignore) -> Verified:
-    """Read the store and the snapshots of a run, or a snapshot. Raises StoreIdentityError where there is none."""
-    store = run_folder / "store"
+    """Read the stores and the snapshots of a run, or a snapshot. Raises StoreIdentityError where there is none."""
+    store, found = run_folder / "store", Verified()
+    _verify_store(store, found, on_progress)
+    for path in find_further(store).values():
+        there = Verified()
+        _verify_store(path, there, on_progress)
+        found.num_bytes += there.num_bytes
+        found.num_records += there.num_records
+        found.num_shards += there.num_shards
+        found.defects += [replace(defect, place=f"{path.name}/{defect.place}") for defect in there.defects]
+    _check_snapshots(run_folder, found)
+    return found
+
+
+def _verify_store(store: Path, found: Verified, on_progress: OnProgress) -> None:
+    """Into an empty `found`."""
     uuid = read_identity(store)
     control, data = (LogReader(store / name, store_uuid=uuid) for name in ("control", "data"))
     marks = control.watermark(), data.watermark()  # control's first: what it names is then below data's
-    found = Verified(num_bytes=sum(marks))
+    found.num_bytes, found.num_shards = sum(marks), 1
     known = _DataRecords(first_lsn=data.segments()[0].start_lsn)
     decisions: list[tuple[int, Batch | Closed | Erased | Checkpoint]] = []
     for frame in _walk(data, marks[1], "data", found, lambda lsn: on_progress(lsn, sum(marks))):
@@ -80,8 +96,6 @@ def verify(run_folder: Path, *, on_progress: OnProgress = ignore) -> Verified:
     if not found.defects:  # else the logs do not say what the index should hold
         check_index(store, uuid, found)
         check_footers(store, data, found)
-    _check_snapshots(run_folder, found)
-    return found
 
 
 def _walk(

@@ -1,19 +1,25 @@
-"""Looks at a store without owning it: of a live run, of a dead one, or of a snapshot, from any process."""
+"""Looks at a store without owning it: of a live run, of a dead one, or of a snapshot, from any process.
+
+Of several shards it looks at those whose folders are on this machine, beside shard 0's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
+from buffers.addresses import address, find_further, lsn_of, name_shard, shard_of, shard_uuid
 from buffers.fold import Fold
 from buffers.folding import load
 from buffers.index import IndexView
 from buffers.log.identity import read_identity
 from buffers.log.readers import reading
 from buffers.reading import Records
+from buffers.sharding import add_ledgers
 from contracts.errors import StoreError, StoreIdentityError
 from contracts.records import ControlRecord, Episode, Kind, Ledger
 
@@ -32,6 +38,7 @@ class StoreView:
         self.fold = Fold()
         self._is_recalling = False  # whether the fold is good only with an index behind it
         self.data_lsn = self.control_lsn = 0
+        self._further: dict[int, StoreView] = {}  # shard → its store
         self._records = records
         self.refresh()
 
@@ -57,6 +64,19 @@ class StoreView:
             self._refresh_from_index()
         except StoreError:  # it is missing, or of no use: the logs have it all
             self._refresh_from_logs()
+        for view in self._further.values():
+            view.refresh()
+        self._open_further()
+
+    def _open_further(self) -> None:
+        for shard, path in find_further(self._folder).items():
+            if shard not in self._further:
+                self._further[shard] = StoreView.open(path, uuid=shard_uuid(self.uuid, shard))
+
+    @property
+    def shards(self) -> list[int]:
+        """Those that are looked at."""
+        return [0, *sorted(self._further)]
 
     def _refresh_from_index(self) -> None:
         index = IndexView(self._folder / "index", uuid=self.uuid)
@@ -86,12 +106,23 @@ class StoreView:
         self.fold, (self.control_lsn, self.data_lsn) = fold, marks
 
     def ledger(self) -> Ledger:
-        return self.fold.ledger()
+        """The sums over all shards that are looked at."""
+        return add_ledgers([self.fold.ledger(), *(view.ledger() for view in self._further.values())])
 
     def episodes(self, lsns: Sequence[int]) -> list[Episode]:
-        """Episodes at these LSNs, or those of their FEEDBACK, in their order. Raises StoreError where there is none."""
-        return self._records.read_episodes(lsns)
+        """Episodes at these addresses, or those of their FEEDBACK, in their order. Raises StoreError where there is
+        none, or their shard is elsewhere."""
+        return [self._episode(one) for one in lsns]
+
+    def _episode(self, one: int) -> Episode:
+        shard = shard_of(one)
+        if shard not in self.shards:
+            raise StoreError(f"{one} is in shard {shard}, whose folder {name_shard(shard)} is not on this machine")
+        if not shard:
+            return self._records.read_episodes([one])[0]
+        (episode,) = self._further[shard].episodes([lsn_of(one)])
+        return replace(episode, lease=address(shard, episode.lease))
 
     def decisions(self, *, start: int = 0, kinds: Sequence[Kind] = ()) -> list[tuple[int, ControlRecord]]:
-        """Control records with LSN >= start, in order."""
+        """Control records with LSN >= start, in order; of several shards, shard 0's, which decide."""
         return self._records.read_decisions(start, self.control_lsn, kinds)

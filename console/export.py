@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from console.bars import bar
-from console.run_folder import read_manifest, resolve
+from console.run_folder import read_manifest, refuse_shards, resolve
 
 
 def export(
@@ -21,6 +21,7 @@ def export(
     from buffers.export import export as write
 
     folder = resolve(run)
+    refuse_shards(folder, asked="an export")
     manifest = read_manifest(folder)
     with bar("writing", quiet=as_json) as advance:
         made = write(

@@ -12,7 +12,7 @@ import typer
 
 from configs.loader import load
 from console.bars import bar
-from console.run_folder import resolve
+from console.run_folder import refuse_shards, resolve
 from contracts.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def query(
     from buffers.query import Query, Summary, find
 
     folder = resolve(run)
+    refuse_shards(folder, asked="a query")
     wanted = Query(
         versions=None if version is None else parse_versions(version),
         task=task,

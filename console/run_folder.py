@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from configs.loader import config_hash, dump
+from configs.loader import config_hash, dump, load
 from configs.objects import own_folder
 from configs.schema import RunConfig
 from console import task_folder
@@ -135,6 +135,17 @@ def check_store(folder: Path) -> None:
         raise RunFolderError(asked, str(error), todo) from None
     if str(found) != named:
         raise RunFolderError(asked, f"{folder / 'store'} holds another store, {found}", todo)
+
+
+def refuse_shards(folder: Path, *, asked: str) -> None:
+    """For what is not built for a run whose experience lies in several stores. Raises UserError there."""
+    shards = load(folder / "config.yaml").store.shards
+    if shards > 1:
+        raise UserError(
+            f"{asked} of {folder.name}",
+            f"its experience lies in {shards} shards (store.shards), and this works on one store alone so far",
+            "what works over shards: run, resume, status, replay, store verify, model export",
+        )
 
 
 @contextmanager

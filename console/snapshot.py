@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from console.bars import bar
-from console.run_folder import resolve
+from console.run_folder import refuse_shards, resolve
 
 app = typer.Typer(help="Keep a run at a moment.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,6 +28,7 @@ def create(
 ) -> None:
     """Keep a run as it is now, whether it runs or not."""
     folder = resolve(run)
+    refuse_shards(folder, asked="a snapshot")
     from buffers import snapshots
 
     path = snapshots.create(folder, name)

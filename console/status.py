@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from configs.loader import load
 from console.run_folder import resolve
 from contracts.records import Evaluation, Kind, Ledger, Version
 from telemetry.process import is_alive
@@ -87,6 +88,7 @@ def summarise(folder: Path, view: StoreView | None) -> dict[str, Any]:
         "reward": written.get("reward"),
         "eta_s": written.get("eta_s"),
         "idle": written.get("idle"),
+        "shards": _shards(folder, view, written),
         "updated": written.get("updated"),
         "serving": _serving_address(folder) if written.get("state") in LIVE_STATES else None,
         **_from_store(view),
@@ -129,6 +131,10 @@ def render(summary: Mapping[str, Any]) -> str:
                 f"  quarantined: {describe_faults(ledger['quarantined'])}; see: ratchet store inspect {summary['run']}"
             )
         lines.append(f"  ledger: {'balanced' if ledger['balanced'] else 'DOES NOT BALANCE'}")
+    if shards := summary["shards"]:
+        elsewhere = shards["of"] - len(shards["here"])
+        text = f"  {shards['of']} shards: {elsewhere} on other machines, and not in these sums; "
+        lines.append(text + (f"lost: {', '.join(shards['lost'])}" if shards["lost"] else "none lost"))
     if summary["idle"]:
         shares = ", ".join(
             f"{role} {idle['minute']:.0%} ({idle['run']:.0%})" for role, idle in sorted(summary["idle"].items())
@@ -153,6 +159,14 @@ def _serving_address(folder: Path) -> str | None:
         return str(json.loads((folder / "serving.json").read_text())["address"])
     except FileNotFoundError:
         return None
+
+
+def _shards(folder: Path, view: StoreView | None, written: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Which shards the sums are of, and which are lost at this moment; None for a run of one."""
+    shards = load(folder / "config.yaml").store.shards
+    if shards == 1:
+        return None
+    return {"of": shards, "here": view.shards if view else [], "lost": written.get("lost_shards", [])}
 
 
 def _newest_version(view: StoreView | None) -> Version | None:

@@ -13,7 +13,7 @@ import typer
 from configs.loader import load
 from console.bars import bar
 from console.query import query
-from console.run_folder import resolve
+from console.run_folder import refuse_shards, resolve
 from console.status import describe_faults
 from contracts.errors import UserError
 
@@ -38,6 +38,7 @@ def inspect(
     from buffers.inspection import inspect as look
 
     folder = resolve(run)
+    refuse_shards(folder, asked="an inspection")
     with bar("reading", quiet=as_json) as advance:
         contents = look(folder / "store", newest=newest, on_progress=advance)
     if as_json:
@@ -62,7 +63,9 @@ def ask(
     from buffers.questions import ask as answer
     from buffers.tables import Experience
 
-    found = answer(Experience(resolve(run) / "store"), question)
+    folder = resolve(run)
+    refuse_shards(folder, asked="a question")
+    found = answer(Experience(folder / "store"), question)
     if as_json:
         rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
         typer.echo(json.dumps({"question": question, "rows": rows}, default=str))
@@ -92,6 +95,8 @@ def verify(run: Run, as_json: AsJson = False) -> None:
             f"{found.num_records:,} records in {found.num_bytes / 2**20:,.1f} MiB and {found.num_snapshots} snapshots: "
             f"{verdict}"
         )
+        if elsewhere := load(folder / "config.yaml").store.shards - found.num_shards:
+            typer.echo(f"{elsewhere} of its shards lie on other machines and were not looked at")
     if found.defects:
         raise typer.Exit(1)
 
@@ -108,6 +113,7 @@ def repair(
     from buffers.repair import repair as mend
 
     folder = resolve(run)
+    refuse_shards(folder, asked="a repair")
     with bar("repairing", quiet=as_json) as advance:
         done = mend(folder, sources=[source.absolute() for source in sources or []], on_progress=advance)
     if as_json:
@@ -139,6 +145,7 @@ def erase(
     from buffers.erasure import erase as blank
 
     folder = resolve(run)
+    refuse_shards(folder, asked="an erasure")
     choice = Choice(episodes=frozenset(episodes or ()), lsns=frozenset(lsns or ()), tasks=frozenset(tasks or ()))
     with bar("searching", quiet=as_json) as advance:
         done = blank(folder, choice, reason=reason, on_progress=advance)
@@ -165,6 +172,7 @@ def archive(
     from buffers.archive import archive as send
 
     folder = resolve(run)
+    refuse_shards(folder, asked="an archive")
     uri = to or load(folder / "config.yaml").archive.uri
     if uri is None:
         raise UserError(f"archive {folder.name}", "no place is named", "--to URI, or archive.uri in the configuration")

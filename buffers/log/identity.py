@@ -24,6 +24,7 @@ from buffers.log.frames import FORMAT_VERSION
 from buffers.log.watermark import read_boot_id
 from contracts.errors import FormatError, StoreBusyError, StoreError, StoreIdentityError
 
+BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
 _EXIT_WAIT_S = 10.0  # a killed process goes at once, unless the kernel is stuck in its input or output
 
 

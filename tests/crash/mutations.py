@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("buffers", "configs", "contracts", "telemetry", "tests", "pyproject.toml")
+COPIED = (
+    "buffers", "configs", "contracts", "environments", "evaluation", "inference", "learners", "loops", "telemetry",
+    "tests", "pyproject.toml",
+)  # fmt: skip
 LIMIT_S = 600.0
 LOG = "tests/unit/buffers/log"
 POWER = "tests/crash/test_power_loss.py"
+SHARDS = "tests/unit/buffers/test_sharding.py"
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,62 @@ FAULTS = (
         "        if member in found and hash_file(path / member) != digest\n",
         "        if False\n",
         "tests/unit/buffers/test_snapshots.py::test_damage_is_found_and_named",
+    ),
+    Fault(
+        "a group whose hold is on its way goes into a batch",
+        "buffers/decider.py",
+        "            if lease not in ending and lease not in judging and ",
+        "            if lease not in ending and ",
+        "tests/unit/buffers/test_held.py::test_a_hold_on_its_way_keeps_its_group_out_of_a_batch",
+    ),
+    Fault(
+        "a shard skips a batch that it was told of",
+        "buffers/following.py",
+        "            copies = [self._localise(record) for _, record in records]\n",
+        "            copies = [self._localise(record) for _, record in records if not isinstance(record, Batch)]\n",
+        f"{SHARDS}::test_each_shard_says_of_its_groups_what_the_batch_says",
+    ),
+    Fault(
+        "a shard lets a group be held that it has promised",
+        "buffers/intake.py",
+        "            if state.promised is None or lease in state.promised:\n",
+        "            if state.promised is None:\n",
+        f"{SHARDS}::test_a_promised_group_is_not_held",
+    ),
+    Fault(
+        "a shard that was opened again thinks that it has promised nothing",
+        "buffers/following.py",
+        "            state.promised = None\n",
+        "            pass\n",
+        f"{SHARDS}::test_a_shard_that_was_opened_again_may_have_promised_anything",
+    ),
+    Fault(
+        "a batch is decided before its rows are here",
+        "buffers/sharding.py",
+        "        if len(chosen) < request.num_groups or not self._read_ahead(chosen):\n",
+        "        if len(chosen) < request.num_groups:\n",
+        f"{SHARDS}::test_the_rows_of_a_batch_are_there_when_their_shard_dies_after_it_was_decided",
+    ),
+    Fault(
+        "a lost shard keeps its part of each step",
+        "buffers/sharding.py",
+        "            shares = [Share(rank=rank, world=len(places)) for rank in range(len(places))]\n",
+        "            shares = [Share(rank=place.number, world=len(self._places)) for place in places]\n",
+        f"{SHARDS}::test_the_live_shards_take_over_the_share_of_a_lost_one",
+    ),
+    Fault(
+        "a shard that was away takes any epoch",
+        "buffers/sharding.py",
+        "            self._first.check(producer, epoch)\n",
+        "",
+        f"{SHARDS}::test_an_old_epoch_is_fenced_by_a_shard_that_was_away",
+    ),
+    Fault(
+        "a shard whose folder is gone is taken for a new one",
+        "buffers/following.py",
+        "            if not news.start and any(",
+        "            if False and any(",
+        f"{SHARDS}::test_a_shard_whose_folder_is_gone_is_not_taken_for_a_new_one",
     ),
 )
 

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from buffers.addresses import name_shard, shard_uuid
+from buffers.log.identity import create_store
 from buffers.owner import StoreOwner
 from buffers.sharding import ShardedStore
 from configs.schema import Learner, RunConfig, Store
@@ -93,6 +95,7 @@ class ShardedRun:
     def _wrap(self, name: str, port: Any) -> Any:
         if name != "store":
             return port
+        self._uuid = port.uuid
         for shard in range(NUM_SHARDS):
             owner = port if shard == 0 else self._open(shard)
             self.wire.shards.append(FragileShard(owner, self.wire, reopen=partial(self._open, shard)))
@@ -100,10 +103,11 @@ class ShardedRun:
         return self.store
 
     def _open(self, shard: int) -> StoreOwner:
-        folder = self.folder / ("store" if shard == 0 else f"shard-{shard}")
+        folder = self.folder / name_shard(shard)
         source = SharedSource(PermutedSource("guess", num_items=50, seed=1), shard=shard, num_shards=NUM_SHARDS)
-        is_new = not (folder / "store.json").exists()
-        return StoreOwner.open(folder, config=self.config, source=source, create=is_new)
+        if not (folder / "store.json").exists():
+            create_store(folder, uuid=shard_uuid(self._uuid, shard))
+        return StoreOwner.open(folder, config=self.config, source=source)
 
     @property
     def owners(self) -> list[StoreOwner]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from buffers.addresses import address, leases_in, lsn_of, part_of, shard_of
+from buffers.addresses import address, leases_in, lsn_of, part_of, shard_of, split
+from buffers.view import StoreView
 from configs.schema import RunConfig
 from contracts.errors import FencedError, StoreIdentityError, StoreUnreachableError
 from contracts.protocols import BatchRequest
@@ -57,6 +58,7 @@ def test_an_address_is_a_shard_and_an_lsn() -> None:
     assert (first.rows, first.zero_spread, first.dropped, first.data_lsn) == ((), (), dropped, 100)
     assert second.rows == (Row(episode_lsn=64, reward_lsn=96, lease=32),)
     assert (second.zero_spread, second.dropped, second.data_lsn) == ((32,), (), 200)
+    assert split(batch) == [first, second]
     assert part_of(second, shard=0) == second, "a part is a batch of one shard"
     assert (leases_in(batch, shard=0), leases_in(batch, shard=1)) == ([16], [32])
 
@@ -91,6 +93,23 @@ def test_the_live_shards_take_over_the_share_of_a_lost_one(run: ShardedRun, driv
     assert 1 in {shard_of(row.lease) for row in cut[1].rows}, "what waited there is used"
     assert run.store.lost == []
     assert all(owner.ledger().balanced for owner in run.owners)
+
+
+def test_each_shard_says_of_its_groups_what_the_batch_says(run: ShardedRun, driver: Driver) -> None:
+    driver.play(driver.lease())
+    lsn, batch = driver.cut(1)
+    driver.serve(1, step=1, batch_lsn=lsn)
+    for shard, owner in enumerate(run.owners):
+        part = part_of(batch, shard=shard)
+        ledger = owner.ledger()
+        assert (ledger.episodes_trained, ledger.balanced) == (len(part.rows), True)
+        assert {group.lease for group in owner.offer(driver.request(2, parent_version=1)).candidates}.isdisjoint(
+            row.lease for row in part.rows
+        )
+    view = StoreView.open(run.folder / "store")
+    assert view.ledger() == driver.store.ledger()
+    episodes = view.episodes([row.reward_lsn for row in batch.rows])
+    assert [episode.lease for episode in episodes] == [row.lease for row in batch.rows]
 
 
 def test_the_rows_of_a_batch_are_there_when_their_shard_dies_after_it_was_decided(
@@ -175,7 +194,7 @@ def test_a_shard_whose_folder_is_gone_is_not_taken_for_a_new_one(run: ShardedRun
     lsn, batch = driver.cut(1)
     assert 1 in {shard_of(row.lease) for row in batch.rows}
     run.wire.shards[1].die()
-    shutil.rmtree(run.folder / "shard-1")
+    shutil.rmtree(run.folder / "store-1")
     run.wire.shards[1].come_back()
     with pytest.raises(StoreIdentityError, match="its folder was lost"):
         driver.serve(1, step=1, batch_lsn=lsn)
