@@ -1,7 +1,7 @@
 """What success replay is worth: `python -m benchmarks.success_replay [--quick] [--folder FOLDER] [--json FILE]`.
 
-A sparse task: a whole word backward or nothing, 128 tasks met twenty times each, by a model that gets three samples in a
-hundred. GRPO alone, GRPO with success replay, and the control, which puts failures back instead; each on the same seeds,
+A sparse task: a whole word backward or nothing, 128 tasks met twenty times each, by a model that gets three samples in
+a hundred. GRPO alone, GRPO with success replay, and the control, which puts failures back; each on the same seeds,
 so on the same tasks and first weights. With --folder what is finished stays there, and a second call goes on from it.
 
 `reward` is that of fresh samples alone, as the engine made them, over the last 20 versions (replayed rows are not
