@@ -63,11 +63,7 @@ def replay(
         rest = f"; {len(lost)} not rebuildable, since experience of them was erased or trimmed" if lost else ""
         typer.echo(f"{len(steps) - len(lost)} steps, every one equal{rest}")
     if unequal:
-        first = unequal[0]
-        raise ReplayMismatchError(
-            f"{len(unequal)} of {len(steps)} steps differ, the first is step {first.step}: "
-            f"logged {first.logged[:16]}, computed {first.computed[:16]}{_reason(folder)}"
-        )
+        raise ReplayMismatchError(f"{len(unequal)} of {len(steps)} steps differ: {_first(unequal[0])}{_reason(folder)}")
 
 
 # ---------------------------------------------------------------------------------------------- a branch
@@ -191,6 +187,17 @@ def _reason(folder: Path) -> str:
     return "; to be expected, since " + ", ".join(changed) if changed else "; the fingerprint is the same"
 
 
+def _first(step: ReplayedStep) -> str:
+    """Where they part: step, records, tensor."""
+    tensors = "the log does not say which tensors"
+    if step.tensors:
+        tensors = f"the first tensor is {step.tensors[0]}, of {len(step.tensors)} that differ"
+    return (
+        f"the first is step {step.step}, VERSION {step.version} at LSN {step.version_lsn} of the control log, made "
+        f"from the BATCH at LSN {step.batch_lsn}; logged {step.logged[:16]}, computed {step.computed[:16]}; {tensors}"
+    )
+
+
 def _report(folder: Path, steps: list[ReplayedStep]) -> dict[str, object]:
     return {
         "run": folder.name,
@@ -199,6 +206,20 @@ def _report(folder: Path, steps: list[ReplayedStep]) -> dict[str, object]:
         "unequal": [step.step for step in steps if not step.equal and not step.lost],
         "lost": [step.step for step in steps if step.lost],
         "hashes": {step.step: step.computed for step in steps},
+        "first": next(
+            (
+                {
+                    "step": step.step,
+                    "version": step.version,
+                    "version_lsn": step.version_lsn,
+                    "batch_lsn": step.batch_lsn,
+                    "tensors": list(step.tensors),
+                }
+                for step in steps
+                if not step.equal and not step.lost
+            ),
+            None,
+        ),
     }
 
 

@@ -336,6 +336,7 @@ class Version:
     batch_lsn: int = -1  # -1 for genesis
     stats: dict[str, float] = field(default_factory=dict)
     wall_time: float = 0.0
+    checksums: tuple[int, ...] = ()  # CRC32C of each tensor's bytes, in the order of their names; (): an old record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from typing import Protocol
 from contracts.errors import ReplayMismatchError, RunFolderError
 from contracts.protocols import Learner
 from contracts.records import Batch, Checkpoint, ControlRecord, Episode, Erased, Skip, Trim, Version
+from loops.ancestry import Ancestry
+from loops.checksums import find_differing
 
 
 class History(Protocol):
@@ -25,17 +27,20 @@ class History(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayedStep:
-    """One step computed again. `version` is the logged one that it is compared with.
+    """One step computed again. `version` is the logged one that it is compared with; LSNs are of the control log.
 
     `lost`: it could not be: episodes of it, or of a step before it, were erased or trimmed; `computed` is then empty.
+    `tensors`: those that are not as logged, in the order of their names; () also where the log does not say.
     """
 
     step: int
     version: int
     batch_lsn: int
+    version_lsn: int
     logged: str
     computed: str
     lost: bool = False
+    tensors: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -50,7 +55,8 @@ def replay(
     until: int | None = None,
     on_step: Callable[[ReplayedStep], None] = lambda step: None,
 ) -> list[ReplayedStep]:
-    """All steps from the oldest kept checkpoint to `until` (included; None: the end). Raises RunFolderError.
+    """All steps of the newest branch, with those that it goes on from, from the oldest kept checkpoint to `until`
+    (included; None: the end). Raises RunFolderError.
 
     After a step that differs the next kept checkpoint is loaded: one difference does not make all later steps differ.
     The same after a step whose episodes were erased or trimmed; those up to that checkpoint are told as lost.
@@ -60,20 +66,27 @@ def replay(
     checkpoints = {checkpoint.step: checkpoint for checkpoint in kept_checkpoints(records, folder=folder)}
     versions, gone = _versions_by_batch(records), Gone.of(records)
     steps: list[ReplayedStep] = []
-    stands_at = start.step  # the step whose state the learner has
+    stands, previous = True, start.step  # whether the learner has the state after step `previous`, the one before
     for lsn, batch in computed_batches(records, after=start.step, until=until):
-        before = checkpoints.get(batch.step - 1)
-        if stands_at != batch.step - 1 and before is not None:
+        before = next((checkpoints[one] for one in range(batch.step - 1, previous - 1, -1) if one in checkpoints), None)
+        if not stands and before is not None:
             learner.load(str(folder / before.folder), before.state_hash)
-            stands_at = before.step
-        if stands_at != batch.step - 1 or gone.count(batch):
-            logged = versions[lsn][0]
+            stands = True
+        if not stands or gone.count(batch):
+            version_lsn, logged = versions[lsn][0]
             step = ReplayedStep(
-                step=batch.step, version=logged.version, batch_lsn=lsn, logged=logged.root_hash, computed="", lost=True
+                step=batch.step,
+                version=logged.version,
+                batch_lsn=lsn,
+                version_lsn=version_lsn,
+                logged=logged.root_hash,
+                computed="",
+                lost=True,
             )
+            stands = False
         else:
             step = _compute(history, learner, lsn, batch, versions[lsn])
-            stands_at = batch.step
+        previous = batch.step
         steps.append(step)
         on_step(step)
         if not step.equal and not step.lost and step.step in checkpoints:
@@ -96,9 +109,9 @@ def rebuild(history: History, *, folder: Path, learner: Learner, version: int) -
             "name one of those",
         )
     wanted = versions[version]
-    start = _load(records, folder=folder, learner=learner, newest_up_to=wanted.step)
+    start = _load(records, folder=folder, learner=learner, newest_up_to=wanted.step, branch=wanted.branch)
     made, gone = _versions_by_batch(records), Gone.of(records)
-    for lsn, batch in computed_batches(records, after=start.step, until=wanted.step):
+    for lsn, batch in computed_batches(records, after=start.step, until=wanted.step, branch=wanted.branch):
         gone.refuse(batch, folder=folder)
         _compute(history, learner, lsn, batch, made[lsn])
     if learner.root_hash() != wanted.root_hash:
@@ -135,48 +148,78 @@ class Gone:
             )
 
 
-def _versions_by_batch(records: Sequence[tuple[int, ControlRecord]]) -> dict[int, list[Version]]:
-    """A batch that was computed twice with other bits (another machine, another thread count) has several versions."""
-    versions: dict[int, list[Version]] = {}
-    for _, record in records:
+def _versions_by_batch(records: Sequence[tuple[int, ControlRecord]]) -> dict[int, list[tuple[int, Version]]]:
+    """With their LSNs. A batch that was computed twice with other bits (another machine, another thread count) has
+    several."""
+    versions: dict[int, list[tuple[int, Version]]] = {}
+    for lsn, record in records:
         if isinstance(record, Version):
-            versions.setdefault(record.batch_lsn, []).append(record)
+            versions.setdefault(record.batch_lsn, []).append((lsn, record))
     return versions
 
 
-def _compute(history: History, learner: Learner, lsn: int, batch: Batch, versions: Sequence[Version]) -> ReplayedStep:
+def _compute(
+    history: History, learner: Learner, lsn: int, batch: Batch, versions: Sequence[tuple[int, Version]]
+) -> ReplayedStep:
     """One step; it is equal when the computed hash is that of any of its versions."""
     result = learner.step(batch, history.episodes([row.reward_lsn for row in batch.rows]))
-    match = next((made for made in versions if made.root_hash == result.root_hash), versions[0])
+    match = next((one for one in versions if one[1].root_hash == result.root_hash), None)
+    version_lsn, logged = match or versions[0]
     return ReplayedStep(
-        step=batch.step, version=match.version, batch_lsn=lsn, logged=match.root_hash, computed=result.root_hash
+        step=batch.step,
+        version=logged.version,
+        batch_lsn=lsn,
+        version_lsn=version_lsn,
+        logged=logged.root_hash,
+        computed=result.root_hash,
+        tensors=() if match else find_differing(learner.weights(logged.version), logged.checksums),
     )
 
 
 def computed_batches(
-    records: Sequence[tuple[int, ControlRecord]], *, after: int = 0, until: int | None = None
+    records: Sequence[tuple[int, ControlRecord]],
+    *,
+    after: int = 0,
+    until: int | None = None,
+    branch: int | None = None,
 ) -> list[tuple[int, Batch]]:
-    """(LSN, batch) of every step after `after` and up to `until` that became a version, in order."""
+    """(LSN, batch) of every step after `after` and up to `until` that became a version, in order, along the ancestry of
+    `branch` (None: the newest one)."""
     skipped = {record.batch_lsn for _, record in records if isinstance(record, Skip)}
     made = {record.batch_lsn for _, record in records if isinstance(record, Version)}
+    ancestry = Ancestry.of(records, branch=branch)
     return [
         (lsn, batch)
         for lsn, batch in records
         if isinstance(batch, Batch) and batch.step > after and lsn in made and lsn not in skipped
-        if until is None or batch.step <= until
+        if (until is None or batch.step <= until) and ancestry.has(batch)
     ]
 
 
-def kept_checkpoints(records: Sequence[tuple[int, ControlRecord]], *, folder: Path) -> list[Checkpoint]:
-    """The checkpoints whose folders are still there, oldest first."""
-    return [one for _, one in records if isinstance(one, Checkpoint) and (folder / one.folder).is_dir()]
+def kept_checkpoints(
+    records: Sequence[tuple[int, ControlRecord]], *, folder: Path, branch: int | None = None
+) -> list[Checkpoint]:
+    """The checkpoints along the ancestry of `branch` (None: the newest one) whose folders are still there, oldest
+    first."""
+    ancestry = Ancestry.of(records, branch=branch)
+    return [
+        one
+        for _, one in records
+        if isinstance(one, Checkpoint) and ancestry.has(one) and (folder / one.folder).is_dir()
+    ]
 
 
 def _load(
-    records: Sequence[tuple[int, ControlRecord]], *, folder: Path, learner: Learner, newest_up_to: int | None
+    records: Sequence[tuple[int, ControlRecord]],
+    *,
+    folder: Path,
+    learner: Learner,
+    newest_up_to: int | None,
+    branch: int | None = None,
 ) -> Checkpoint:
     """The oldest checkpoint that is kept, or the newest at or below a step."""
-    kept = [one for one in kept_checkpoints(records, folder=folder) if newest_up_to is None or one.step <= newest_up_to]
+    found = kept_checkpoints(records, folder=folder, branch=branch)
+    kept = [one for one in found if newest_up_to is None or one.step <= newest_up_to]
     if not kept:
         raise RunFolderError(
             f"replay {folder}",

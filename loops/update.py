@@ -42,6 +42,8 @@ from contracts.records import (
     Skip,
     Version,
 )
+from loops.ancestry import TRUNK, Ancestry
+from loops.checksums import checksums
 from loops.tasks import derive_seed
 from telemetry.spans import span
 
@@ -50,7 +52,6 @@ WAIT_S = 0.5  # how long the store may wait for a full queue; a loop that is tol
 IDLE_S = 0.005  # between two such calls
 FAILURES_TO_SKIP = 2
 SCALE, HIGHEST = 1 << 16, (1 << 31) - 1  # of a priority: a deviation of 1, and the most there is
-BRANCH = 0  # roll-back and rewind, which open further branches, are not built yet
 
 
 class Publish(Protocol):
@@ -106,6 +107,7 @@ class UpdateLoop:
         self._session_record = session
         self._session = -1
         self._at = Position()
+        self._ancestry = Ancestry.of([])
         self._recovering = False
         self._versions: dict[int, Version] = {}
         self._seconds: dict[str, float] = {}
@@ -130,6 +132,7 @@ class UpdateLoop:
         records = store.decisions()
         self._compare_fingerprints(records)
         self._at.records, self._recovering = records, True
+        self._ancestry = Ancestry.of(records)
         for _, record in records:
             if isinstance(record, Version):
                 self._remember(record)
@@ -170,7 +173,7 @@ class UpdateLoop:
     def _load_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint whose files are whole."""
         for _, record in reversed(self._at.records):
-            if isinstance(record, Checkpoint) and record.branch == BRANCH:
+            if isinstance(record, Checkpoint) and self._ancestry.has(record):
                 try:
                     self._ports.learner.load(str(self._folder / record.folder), record.state_hash)
                 except (OSError, RatchetError, ValueError) as error:
@@ -189,8 +192,12 @@ class UpdateLoop:
             log.warning("the warm start gave other bits than before", extra={"version": number})
         self._at.version, self._at.step = number, 0
         with self._part("save", step=0):
-            self._ports.save_version(self._ports.learner.weights(number))
-        self._decide_version(Version(version=number, parent=-1, branch=BRANCH, step=0, root_hash=root_hash))
+            weights = self._ports.learner.weights(number)
+            self._ports.save_version(weights)
+        genesis = Version(
+            version=number, parent=-1, branch=TRUNK, step=0, root_hash=root_hash, checksums=checksums(weights)
+        )
+        self._decide_version(genesis)
         self._checkpoint()
         self._report("genesis", stats=stats)
         self._fold_again(after_step=0)
@@ -202,7 +209,7 @@ class UpdateLoop:
         for version in self._versions.values():
             made.setdefault(version.batch_lsn, []).append(version)
         for lsn, batch in self._at.records:
-            if not isinstance(batch, Batch) or batch.branch != BRANCH or batch.step <= after_step:
+            if not isinstance(batch, Batch) or batch.step <= after_step or not self._ancestry.has(batch):
                 continue
             if lsn in skipped:
                 self._at.step = batch.step
@@ -251,12 +258,12 @@ class UpdateLoop:
         step = self._at.step + 1
         return BatchRequest(
             session=self._session,
-            branch=BRANCH,
+            branch=self._ancestry.branch,
             step=step,
             parent_version=self._at.version,
             num_groups=config.learner.groups_per_step,
             max_staleness=config.max_staleness,
-            seed=derive_seed(config.seed, "batch", BRANCH, step),
+            seed=derive_seed(config.seed, "batch", self._ancestry.branch, step),
             coefficients={},
             with_spread=config.learner.formula().dynamic_sampling,
         )
@@ -283,7 +290,7 @@ class UpdateLoop:
         self._settle()
         reason = f"failed {failures} times"
         log.error("batch skipped", extra={"step": batch.step, "reason": reason})
-        self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=BRANCH, reason=reason))
+        self._decide(Skip(batch_lsn=lsn, step=batch.step, branch=batch.branch, reason=reason))
         self._at.step = batch.step
         if not self._recovering:
             self._ports.wake()
@@ -318,12 +325,13 @@ class UpdateLoop:
             Version(
                 version=number,
                 parent=self._at.version,
-                branch=BRANCH,
+                branch=batch.branch,
                 step=batch.step,
                 root_hash=result.root_hash,
                 batch_lsn=lsn,
                 stats=dict(result.stats),
                 wall_time=time.time(),
+                checksums=checksums(weights),
             )
         )
         self._at.version, self._at.step = number, batch.step
@@ -374,7 +382,7 @@ class UpdateLoop:
             Checkpoint(
                 version=self._at.version,
                 step=self._at.step,
-                branch=BRANCH,
+                branch=self._ancestry.branch,
                 folder=folder,
                 root_hash=self._ports.learner.root_hash(),
                 state_hash=state_hash,
@@ -391,7 +399,8 @@ class UpdateLoop:
     def _catch_up_evaluation(self) -> None:
         """An evaluation that was due when the run died, at genesis or at the last step, is made now."""
         due = self._at.step == 0 or self._at.step >= self._config.steps
-        done = any(isinstance(r, Evaluation) and r.step == self._at.step for _, r in self._at.records)
+        scored = {r.version for _, r in self._at.records if isinstance(r, Evaluation) and r.step == self._at.step}
+        done = any(self._ancestry.has(version) for version in self._versions.values() if version.version in scored)
         if due and not done:
             self._evaluate()
 
