@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Lock
 
 from buffers.addresses import leases_in
+from buffers.groups import Stage
 from buffers.reading import Records
 from buffers.sampling import Choice, choose_first, find_zero_spread, order_rows
 from buffers.state import Due, StoreState
@@ -125,6 +127,32 @@ class Decider:
         for drop in dropped:
             ends.setdefault((drop.disposition, REASONS[drop.disposition]), []).append(drop.lease)
         return [self._state.close_locked(leases, how, why, mark=mark) for (how, why), leases in ends.items()]
+
+    def append_chosen(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        """See StoreOwner."""
+        state = self._state
+        with self._deciding:
+            with state.lock:
+                self._check_session(session)
+                stored = state.fold.batch_lsns.get((batch.branch, batch.step))
+            if stored is not None:
+                return self._read_batch(stored)
+            mark = state.data.writer.sync()
+            with state.lock:
+                self._check_chosen(batch, mark)
+            written = replace(batch, data_lsn=mark, control_lsn=state.control.writer.durable_lsn)
+            return self._append(written), written
+
+    def _check_chosen(self, batch: Batch, mark: int) -> None:
+        fold, where = self._state.fold, f"batch of step {batch.step} of branch {batch.branch}"
+        if batch.branch not in fold.branches or batch.parent_version not in fold.versions:
+            raise StoreError(f"{where}: there is no such branch, or no version {batch.parent_version}")
+        if any(max(row.episode_lsn, row.reward_lsn, row.lease) >= mark for row in batch.rows):
+            raise StoreError(f"{where}: it names what is not in the data log")
+        for lease in {row.lease for row in batch.rows}:
+            group = fold.groups.get(lease)
+            if group is not None and group.stage is not Stage.ENDED:
+                raise StoreError(f"{where}: group {lease} has not ended: a batch of another branch may still read it")
 
     def _append(self, record: ControlRecord) -> int:
         with self._state.lock:

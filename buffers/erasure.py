@@ -163,7 +163,7 @@ def _refuse_needed(run_folder: Path, decisions: Sequence[tuple[int, ControlRecor
     for _, batch in decisions:
         if not isinstance(batch, Batch) or not any(row.episode_lsn in chosen for row in batch.rows):
             continue
-        newest = max((one.step for one in kept if one.branch == batch.branch), default=-1)
+        newest = max((one.step for one in kept if one.branch >= batch.branch), default=-1)
         if batch.step > newest:
             raise UserError(
                 f"erase an episode of step {batch.step}",

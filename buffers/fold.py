@@ -377,7 +377,8 @@ class Fold:
         self.num_replaced = 0
         self.open_batches[lsn] = batch
         for group in self._find_all(leases_of(batch)):
-            self._move(group, Stage.BATCHED)
+            if group.stage is not Stage.ENDED:  # else another branch read it: it has its end
+                self._move(group, Stage.BATCHED)
         for row in batch.remembered:
             for group in self._find_all((row.lease,)):
                 known = self.successes.get(group.task.task_id) or ()
@@ -393,7 +394,8 @@ class Fold:
         batch = self.open_batches.pop(batch_lsn, None)
         if batch is not None:
             for group in self._find_all(leases_of(batch)):
-                self._end(group, end(group.lease, batch))
+                if group.stage is Stage.BATCHED:
+                    self._end(group, end(group.lease, batch))
         return batch
 
     def _version(self, lsn: int, version: Version) -> None:
@@ -438,8 +440,11 @@ class Fold:
         self.followed = followed.control_lsn
 
     def _branch(self, _: int, branch: Branch) -> None:
+        """Its batches say what is remembered on it: the first one also what was before it."""
         self.branches[branch.branch] = branch
         self.branch = branch.branch
+        for task_id in sorted(self.successes):
+            self.successes[task_id] = ()
 
 
 def leases_of(batch: Batch) -> list[int]:

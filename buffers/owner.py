@@ -177,6 +177,13 @@ class StoreOwner:
     def append_batch(self, request: BatchRequest, *, wait_s: float = 0.0) -> tuple[int, Batch] | None:
         return self._state.ask_until(lambda: self._decider.append_batch(request), wait_s=wait_s)
 
+    def append_chosen(self, batch: Batch, session: int) -> tuple[int, Batch]:
+        """Append a batch whose rows are given: what a batch of another branch read, less what is left out.
+
+        Compare-and-append by (branch, step). Its groups keep the end that they have. Raises FencedError, StoreError.
+        """
+        return self._decider.append_chosen(batch, session)
+
     def decide(self, record: Decision, session: int) -> int:
         return self._decider.decide(record, session)
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -63,16 +63,10 @@ def create(run_folder: Path, name: str) -> Path:
     final = run_folder / _FOLDER / name
     if final.exists():
         raise UserError(f"a snapshot named {name}", f"{final} is there already", "choose another name")
-    for needed in ("config.yaml", "manifest.json", "store/store.json"):
-        if not (run_folder / needed).is_file():
-            raise RunFolderError(f"a snapshot of {run_folder}", f"it has no {needed}", "name the folder of a run")
     draft = final.with_name(f".{name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
-        with reading(run_folder / "store"):
-            described = _fill(draft, run_folder, name)
-        write_manifest(draft, described)
+        take(run_folder, draft, name=name)
         sync_tree(draft)
         draft.rename(final)
     except BaseException:
@@ -80,6 +74,22 @@ def create(run_folder: Path, name: str) -> Path:
         raise
     sync_folder(final.parent)
     return final
+
+
+def take(run_folder: Path, draft: Path, *, name: str, wanted: Callable[[Checkpoint], bool] | None = None) -> Snapshot:
+    """Fill the new folder `draft`, of which nothing is synced, with a snapshot named `name`.
+
+    `wanted`: the checkpoints that it keeps, of those that are there; None: genesis and the newest. Raises
+    RunFolderError where there is no run.
+    """
+    for needed in ("config.yaml", "manifest.json", "store/store.json"):
+        if not (run_folder / needed).is_file():
+            raise RunFolderError(f"a snapshot of {run_folder}", f"it has no {needed}", "name the folder of a run")
+    draft.mkdir(parents=True)
+    with reading(run_folder / "store"):
+        described = _fill(draft, run_folder, name, wanted)
+    write_manifest(draft, described)
+    return described
 
 
 def list_all(run_folder: Path) -> list[Snapshot]:
@@ -179,7 +189,7 @@ def write_manifest(path: Path, described: Snapshot) -> None:
 # ---------------------------------------------------------------------------------------------- filling
 
 
-def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
+def _fill(draft: Path, run_folder: Path, name: str, wanted: Callable[[Checkpoint], bool] | None) -> Snapshot:
     store = run_folder / "store"
     view = StoreView.open(store)  # its marks: control's was read before data's
     files = {
@@ -188,7 +198,11 @@ def _fill(draft: Path, run_folder: Path, name: str) -> Snapshot:
     }
     files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
     files |= _keep_log(store / "data", draft / "store" / "data", end=view.data_lsn, draft=draft)
-    checkpoints = _keep_checkpoints(view, run_folder, draft, files)
+    records = [record for _, record in view.decisions(kinds=[Kind.CHECKPOINT]) if isinstance(record, Checkpoint)]
+    if wanted is None:
+        checkpoints = _keep_ends(records, run_folder, draft, files)
+    else:
+        checkpoints = _keep_checkpoints(filter(wanted, records), run_folder, draft, files)
     for tree, keep in (("model", link), ("task", copy)):  # a person changes task/ in place, and never model/
         if (run_folder / tree).is_dir():
             files |= _keep_tree(run_folder, tree, draft, keep=keep)
@@ -223,28 +237,36 @@ def _keep_log(source: Path, target: Path, *, end: int, draft: Path) -> dict[str,
     return files
 
 
-def _keep_checkpoints(view: StoreView, run_folder: Path, draft: Path, files: dict[str, str]) -> tuple[str, ...]:
-    """Link genesis and the newest checkpoint that is whole; their folders.
+def _keep_ends(records: list[Checkpoint], run_folder: Path, draft: Path, files: dict[str, str]) -> tuple[str, ...]:
+    """Genesis and the newest checkpoint that is whole; their folders.
 
     A live run forgets old checkpoints, but not its newest: if that one goes while it is linked, a newer one is there,
     later than this snapshot's log, and the next older one is taken.
     """
-    records = [record for _, record in view.decisions(kinds=[Kind.CHECKPOINT]) if isinstance(record, Checkpoint)]
-    kept: list[str] = []
-    for record in [*records[:1], *reversed(records[1:])]:
-        check_member(run_folder, record.folder)
-        try:
-            files |= _keep_tree(run_folder, record.folder, draft, keep=link)
-        except FileNotFoundError:
-            shutil.rmtree(draft / record.folder, ignore_errors=True)
-            continue
-        kept.append(record.folder)
-        if record is not records[0]:
-            break
+    kept = _keep_checkpoints(records[:1], run_folder, draft, files)
+    for record in reversed(records[1:]):
+        if newest := _keep_checkpoints([record], run_folder, draft, files):
+            return (*kept, *newest)
     if records and not kept:
         raise RunFolderError(
             f"a snapshot of {run_folder}", "none of the checkpoints that its log names is there", "restore one of them"
         )
+    return kept
+
+
+def _keep_checkpoints(
+    records: Iterable[Checkpoint], run_folder: Path, draft: Path, files: dict[str, str]
+) -> tuple[str, ...]:
+    """Link those that are whole; their folders. One that goes while it is linked was not there."""
+    kept: list[str] = []
+    for folder in dict.fromkeys(record.folder for record in records):
+        check_member(run_folder, folder)
+        try:
+            files |= _keep_tree(run_folder, folder, draft, keep=link)
+        except FileNotFoundError:
+            shutil.rmtree(draft / folder, ignore_errors=True)
+            continue
+        kept.append(folder)
     return tuple(kept)
 
 

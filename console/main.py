@@ -10,7 +10,22 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from console import doctor, evaluate, export, init, model, replay, run, snapshot, status, store, submit, sweep, trace
+from console import (
+    doctor,
+    evaluate,
+    export,
+    init,
+    model,
+    replay,
+    rewind,
+    run,
+    snapshot,
+    status,
+    store,
+    submit,
+    sweep,
+    trace,
+)
 from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -60,6 +75,7 @@ app.command("submit")(submit.submit)
 app.command("status")(status.status)
 app.command("stop")(run.stop)
 app.command("replay")(replay.replay)
+app.command("rewind")(rewind.rewind)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = re.compile(r"(\d+)|(\d*):(\d*)")
 _NEWEST = (1 << 63) - 1
+_KEYS, _WORDS = ("version", "task", "environment", "producer", "since", "until"), ("success", "failure")
 _SHOWN = ("lsn", "episode_id", "task_id", "versions", "reward", "producer", "time")
 
 
@@ -66,6 +68,35 @@ def query(
         return
     for line in [*render_rows(listed), render_summary(summary, wanted)]:
         typer.echo(line)
+
+
+def parse_query(text: str, *, min_reward: float) -> Query:
+    """The same in one string: `version=3:9 task=ID environment=NAME producer=NAME success|failure since=TIME
+    until=TIME`, in any order. Raises UserError on anything else, and where nothing is asked for."""
+    from buffers.query import Query
+
+    given: dict[str, str] = {}
+    for word in shlex.split(text):
+        key, equals, value = word.partition("=")
+        if key in given or bool(equals) is (key in _WORDS) or key not in (*_KEYS, *_WORDS) or (equals and not value):
+            raise UserError(
+                f"the query {text!r}",
+                f"{word!r} is no part of one, or stands there twice",
+                f"{' '.join(f'{name}=…' for name in _KEYS)} {' | '.join(_WORDS)}",
+            )
+        given[key] = value
+    if not given or all(word in given for word in _WORDS):
+        raise UserError(f"the query {text!r}", "it names no episodes, or contradicts itself", "for example version=3:9")
+    return Query(
+        versions=parse_versions(given["version"]) if "version" in given else None,
+        task=given.get("task"),
+        environment=given.get("environment"),
+        producer=given.get("producer"),
+        success=None if not any(word in given for word in _WORDS) else "success" in given,
+        min_reward=min_reward,
+        since=parse_time("since", given["since"]) if "since" in given else None,
+        until=parse_time("until", given["until"]) if "until" in given else None,
+    )
 
 
 def parse_versions(text: str) -> tuple[int, int]:

@@ -317,6 +317,10 @@ class Learner(Protocol):
 
     def root_hash(self) -> str: ...
 
+    def log_probs(self, episodes: Sequence[Episode]) -> list[FloatArray]:
+        """Of each episode's actions, float32 [C]: their log-probabilities under the weights as they are now."""
+        ...
+
     def weights(self, version: int) -> WeightSet:
         """A copy of the weights as engines take them."""
         ...

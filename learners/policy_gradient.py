@@ -38,7 +38,7 @@ from learners.optimizer import Optimizer, learning_rate
 from learners.own_loss import OwnLoss
 from learners.packing import MicroBatch, Sample, pack
 from learners.policy import PolicyModel
-from learners.rows import Rows, read_rows
+from learners.rows import Rows, read_rows, sample_of
 
 LEARNING_RATE = "learning_rate"  # the one coefficient that a batch may bring from outside
 
@@ -274,6 +274,11 @@ class PolicyGradientLearner:
     def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
         """Log-probs of each (prompt_ids, completion_ids)'s completion tokens at the engine's temperature."""
         samples = [Sample(prompt_ids=prompt, completion_ids=completion) for prompt, completion in completions]
+        return self.model.score(samples, max_tokens=self._settings.micro_batch_tokens, temperature=self._temperature)
+
+    def log_probs(self, episodes: Sequence[Episode]) -> list[FloatArray]:
+        """Of each episode's own tokens, at the engine's temperature."""
+        samples = [sample_of(episode) for episode in episodes]
         return self.model.score(samples, max_tokens=self._settings.micro_batch_tokens, temperature=self._temperature)
 
     def save(self, folder: str) -> str:

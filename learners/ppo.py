@@ -275,6 +275,21 @@ class PpoLearner:
                 for request, answer in zip(requests, answers, strict=True)
             ]
 
+    def log_probs(self, episodes: Sequence[Episode]) -> list[FloatArray]:
+        with torch.no_grad():
+            return [
+                np.concatenate(
+                    [
+                        self._network.act(self._to_device(step.observation[:-1]))
+                        .log_probs(self._to_device(step.action))
+                        .cpu()
+                        .numpy()
+                        for step in episode.steps
+                    ]
+                )
+                for episode in episodes
+            ]
+
     def save(self, folder: str) -> str:
         weights, moments = self._parts()
         parts = {"weights": weights, "optimizer": moments, "statistics": self._statistics()}

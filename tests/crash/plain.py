@@ -83,6 +83,9 @@ class NumpyLearner:
     def score(self, completions: Sequence[tuple[IntArray, IntArray]]) -> list[FloatArray]:
         return [log_softmax(self.logits)[answer] for _, answer in completions]
 
+    def log_probs(self, episodes: Sequence[Episode]) -> list[FloatArray]:
+        return [log_softmax(self.logits)[np.concatenate([step.action for step in one.steps])] for one in episodes]
+
     def save(self, folder: str) -> str:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "logits.bin").write_bytes(self.logits.tobytes())

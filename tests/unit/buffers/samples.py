@@ -150,7 +150,6 @@ SAMPLES: dict[Kind, Record] = {
         batch_lsn=2048,
         stats={"loss": -0.125},
         wall_time=1.75e9,
-        checksums=(0, 4_294_967_295),
     ),
     Kind.SERVED: Served(version=17, gap=0.0625, wall_time=1.75e9),
     Kind.GUARD: Guard(version=18, verdict="refused", reason="gap 0.3", scores={"gap": 0.3}),
