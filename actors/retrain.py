@@ -8,17 +8,17 @@ Everything goes to OUT; the run's own folder is only read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.offline import learner_on_its_base
-from actors.tenants import tenant
+from actors.offline import learner_on_its_base, version_weights
+from actors.scoring import score_versions
 from buffers.log.files import write_durably
 from buffers.view import StoreView
 from configs.loader import compare, dump, load
 from configs.schema import RunConfig
-from contracts.protocols import InFlight
+from contracts.protocols import WeightSet
 from contracts.records import Evaluation, Scalar, Version
 from loops import retrain as retraining
 from loops.replay import computed_batches
@@ -36,6 +36,7 @@ class Branch:
     summary: dict[str, dict[str, float]]
     scores: dict[str, float]  # held out, of the last version; {} where the run was not evaluated
     fingerprint: dict[str, Scalar] = field(default_factory=dict)  # what the branch's bits depend on
+    version: int = -1  # of the run itself, its last one
 
 
 def retrain_run(
@@ -45,25 +46,33 @@ def retrain_run(
     seeds: Sequence[int],
     out: Path,
     until: int | None = None,
+    compares: bool = False,
     on_step: Callable[[BranchStep], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """The report, as in OUT/report.json. `out` is a new or empty folder. Raises RunFolderError, LearnerError."""
+    """The report, as in OUT/report.json. `out` is a new or empty folder. Raises RunFolderError, LearnerError.
+
+    `compares`: the run's own version of the last step is scored again, on the same engine; else its scores are those
+    that the log has.
+    """
     old, view = load(folder / "config.yaml"), StoreView.open(folder / "store")
     out.mkdir(parents=True, exist_ok=True)
     write_durably(out / "config.yaml", dump(config).encode())
     trained = [_train(view, folder, config=config, seed=seed, out=out, until=until, on_step=on_step) for seed in seeds]
-    evaluations = _evaluate(folder, config=config, out=out, branches=trained)
-    branches = [
-        Branch(**{**asdict(branch), "scores": dict(evaluation.scores)})
-        for branch, evaluation in zip(trained, evaluations, strict=True)
-    ]
+    recorded = read_recorded(view, until=until)
+    ours = [(version_weights(folder, recorded.version), recorded.steps)] if compares and recorded.version >= 0 else []
+    theirs = [(_load(out, branch), branch.steps) for branch in trained]
+    evaluations = score_versions(folder, [*ours, *theirs], config=config)
+    scores = [dict(one.scores) for one in evaluations]
+    if ours:
+        recorded = replace(recorded, scores=scores.pop(0))
+    branches = [replace(branch, scores=scored) for branch, scored in zip(trained, scores, strict=True)]
     report = {
         "run": folder.name,
         "out": str(out),
         "changed": {change.key: [change.old, change.new] for change in compare(old, config)},
         "engine": config.engine.backend,
         "metric": evaluations[0].metric,
-        "recorded": asdict(read_recorded(view, until=until)),
+        "recorded": asdict(recorded),
         "branches": [asdict(branch) for branch in branches],
     }
     write_durably(out / "report.json", dump_line(report).encode() + b"\n")
@@ -86,6 +95,7 @@ def read_recorded(view: StoreView, *, until: int | None = None) -> Branch:
         root_hash=versions[-1].root_hash if versions else "",
         summary=retraining.summarise(steps) if steps else {},
         scores=dict(scores[-1]) if scores else {},
+        version=versions[-1].version if versions else -1,
     )
 
 
@@ -125,21 +135,7 @@ def _train(
     )
 
 
-def _evaluate(folder: Path, *, config: RunConfig, out: Path, branches: Sequence[Branch]) -> list[Evaluation]:
-    """Held-out scores of every branch, on one engine of its own."""
+def _load(out: Path, branch: Branch) -> WeightSet:
     from models.registry import load_version
 
-    kind = tenant(config)
-    engine = kind.build_engine(folder / "model")
-    stage = kind.open_stage(folder, engine, rank=0)
-    evaluations = []
-    try:
-        for branch in branches:
-            engine.pause(InFlight.FINISH, timeout_s=config.engine.timeout_s)
-            engine.push(load_version(out / f"seed-{branch.seed}", branch.steps))
-            engine.resume()
-            evaluations.append(stage.evaluate(branch.steps, branch.steps))
-        return evaluations
-    finally:
-        stage.close()
-        engine.close()
+    return load_version(out / f"seed-{branch.seed}", branch.steps)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from actors.offline import learner_on_its_base, version_weights
-from actors.tenants import tenant
+from actors.scoring import score_versions
 from buffers.log.files import write_durably
 from buffers.owner import StoreOwner
 from buffers.view import StoreView
 from configs.loader import config_hash, load
 from configs.schema import RunConfig
-from contracts.protocols import InFlight, WeightSet
+from contracts.protocols import WeightSet
 from contracts.records import Evaluation, Session, Version
 from loops.ancestry import Ancestry
 from loops.exclusion import Request
@@ -111,20 +111,9 @@ def _compute(
 def _evaluate(owner: StoreOwner, run: Path, to: Path, config: RunConfig, *, weights: WeightSet) -> dict[str, Any]:
     """Held-out scores of the run's last version and of the branch's, the same items under the same draws."""
     last = _last_version(run)
-    kind = tenant(config)
-    recorded = version_weights(run, last.version)
-    engine = kind.build_engine(to / "model")
-    stage = kind.open_stage(to, engine, rank=0)
-    try:
-        scored = []
-        for one in (recorded, weights):
-            engine.pause(InFlight.FINISH, timeout_s=config.engine.timeout_s)
-            engine.push(one)
-            engine.resume()
-            scored.append(stage.evaluate(one.version, _step_of(owner, one.version)))
-    finally:
-        stage.close()
-        engine.close()
+    steps = {one.version: one.step for _, one in owner.decisions() if isinstance(one, Version)}
+    pairs = [(version_weights(run, last.version), last.step), (weights, steps[weights.version])]
+    scored = score_versions(to, pairs, config=config)
     _note(owner, scored[1])
     return {
         "metric": scored[0].metric,
@@ -138,11 +127,6 @@ def _last_version(run: Path) -> Version:
     records = StoreView.open(run / "store").decisions()
     ancestry = Ancestry.of(records)
     return [one for _, one in records if isinstance(one, Version) and ancestry.has(one)][-1]
-
-
-def _step_of(owner: StoreOwner, version: int) -> int:
-    steps: Mapping[int, int] = {one.version: one.step for _, one in owner.decisions() if isinstance(one, Version)}
-    return steps.get(version, -1)
 
 
 def _note(owner: StoreOwner, evaluation: Evaluation) -> None:

@@ -6,6 +6,8 @@ With other settings (`--set`) or `--seeds` it trains a new branch of the learner
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +33,7 @@ FREE_OF_ENGINE = ("backend", "device", "dtype", "eager", "gpu_memory_share", "ma
 RECORDED = ("learner.algorithm", "learner.groups_per_step", "learner.group_size")
 COLUMNS = ("loss", "reward_mean", "importance_ess", "kl", "grad_norm")
 LINES_A_SEED = 10  # progress
+_SEED = re.compile(r"seed-\d+")
 
 
 def replay(
@@ -41,6 +44,9 @@ def replay(
         int | None,
         typer.Option(metavar="N", min=1, help="Branches: 0 the log itself, others a bootstrap of its groups."),
     ] = None,
+    compares: Annotated[
+        bool, typer.Option("--compare", help="Score the run's own version too, beside the branches, on one engine.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For a branch. Default: beside the run, NAME-replay-TIME.")
     ] = None,
@@ -49,8 +55,9 @@ def replay(
     """Compute a run's steps again, without generating anything: compare the weights' hashes, or train a branch."""
     folder = resolve(run)
     config = change(folder, settings or [])
-    if seeds is not None or out is not None or compare(load(folder / "config.yaml"), config):
-        _branch(folder, take_engine(config), seeds=seeds or 1, out=out, until=until, as_json=as_json)
+    if compares or seeds is not None or out is not None or compare(load(folder / "config.yaml"), config):
+        config = take_engine(config)
+        _branch(folder, config, seeds=seeds or 1, out=out, until=until, compares=compares, as_json=as_json)
         return
     from actors.offline import replay_run
 
@@ -94,7 +101,16 @@ def _is_free(key: str) -> bool:
     return key not in RECORDED and (key.startswith(FREE) or (section == "engine" and name in FREE_OF_ENGINE))
 
 
-def _branch(folder: Path, config: RunConfig, *, seeds: int, out: Path | None, until: int | None, as_json: bool) -> None:
+def _branch(
+    folder: Path,
+    config: RunConfig,
+    *,
+    seeds: int,
+    out: Path | None,
+    until: int | None,
+    compares: bool,
+    as_json: bool,
+) -> None:
     from actors.retrain import retrain_run
     from telemetry.logs import dump_line
 
@@ -108,6 +124,7 @@ def _branch(folder: Path, config: RunConfig, *, seeds: int, out: Path | None, un
         seeds=range(seeds),
         out=place,
         until=until,
+        compares=compares,
         on_step=_ignore if as_json else _show_step,
     )
     if as_json:
@@ -125,9 +142,18 @@ def place_branch(folder: Path, out: Path | None) -> Path:
     place = out.absolute().resolve()
     if runs[-1] in (place, *place.parents):
         raise RunFolderError(f"a branch in {out}", f"it is inside the run {runs[-1].name}", "name a folder beside it")
+    if place.is_dir() and _was_killed(place):
+        shutil.rmtree(place)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise RunFolderError(f"a branch in {out}", "there is something already", "name a new folder")
     return place
+
+
+def _was_killed(place: Path) -> bool:
+    """Whether the folder holds what a branch writes, and nothing else, and not yet its report."""
+    names = {path.name for path in place.iterdir()}
+    ours = {name for name in names if name in ("config.yaml", "steps.jsonl") or _SEED.fullmatch(name)}
+    return bool(names) and names == ours
 
 
 def render(report: dict[str, Any]) -> list[str]:

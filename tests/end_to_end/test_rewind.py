@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_a_run_is_rewound_scored_and_resumed(tmp_path: Path) -> None:
 
     snapshot = ratchet("snapshot", "create", str(run), "--name", "evening", cwd=tmp_path)
     assert snapshot.returncode == 0, snapshot.stderr
+    elsewhere = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(run / "snapshots" / "evening", elsewhere)
+    replayed = ratchet("replay", str(elsewhere), "--json", cwd=elsewhere.parent)
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(replayed.stdout)["equal"] == 4
     other = ratchet(
         "rewind", str(run / "snapshots" / "evening"), "--exclude", "version=1", "--no-evaluate", "--json", cwd=tmp_path
     )

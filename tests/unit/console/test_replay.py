@@ -77,6 +77,20 @@ def test_a_branch_lies_beside_its_run_never_inside(folder: Path) -> None:
     assert place_branch(folder, folder.parent / "branch") == folder.parent / "branch"
 
 
+def test_what_a_killed_branch_left_is_begun_anew(folder: Path) -> None:
+    out = folder.parent / "branch"
+    (out / "seed-0").mkdir(parents=True)
+    (out / "config.yaml").touch()
+    assert place_branch(folder, out) == out
+    assert not out.exists()
+    for name in ("report.json", "notes.txt"):
+        (out / "seed-0").mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+        with pytest.raises(RunFolderError, match="something already"):
+            place_branch(folder, out)
+        (out / name).unlink()
+
+
 def test_a_wrong_setting_is_one_message(folder: Path) -> None:
     answer = ratchet("replay", str(folder), "--set", "learner.loss=pppo", cwd=folder.parent)
     assert_refused(answer, "learner.loss was set to 'pppo'", "There is grpo, dr_grpo")
