@@ -10,7 +10,7 @@ import typer
 
 from configs.loader import load
 from console.query import parse_query
-from console.run_folder import resolve
+from console.run_folder import refuse_shards, resolve
 from contracts.errors import RunFolderError, UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def rewind(
 ) -> None:
     """Compute a run again without some of its experience. The run stays as it is; stopped, the same command goes on."""
     folder = resolve(run)
+    refuse_shards(folder, asked="a rewind")
     request = make_request(folder, exclude, descendants)
     to = place(folder, request, name)
     from actors.rewind import rewind_run
