@@ -31,12 +31,14 @@ from buffers.inspection import OnProgress, ignore
 from buffers.log.files import write_durably
 from buffers.log.identity import read_identity
 from buffers.snapshots import Snapshot
+from configs.documents import STRICT, Count, DocumentError, Lsn, Number, read
 from contracts.errors import RunFolderError, UserError
 
 RECORD = "archived.json"
 _CHUNK_BYTES = 4 << 20
 _MOMENT = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.json")
 _OURS = re.compile(r"\.(archive-([0-9]+)-[0-9a-f]{8})\.sending")  # says that a snapshot is ours: as long as it is sent
+_STORE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,12 +46,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Archived:
     """How far a run is kept elsewhere."""
 
+    __pydantic_config__ = STRICT
     uri: str
-    data_lsn: int
-    control_lsn: int
-    wall_time: float
-    num_sent: int = 0  # objects of this call; others were there
-    num_bytes: int = 0
+    data_lsn: Lsn
+    control_lsn: Lsn
+    wall_time: Number
+    num_sent: Count = 0  # objects of this call; others were there
+    num_bytes: Count = 0
 
 
 def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> Archived:
@@ -97,10 +100,10 @@ def _forget(mark: Path, name: str) -> None:
 def read_archived(store: Path) -> Archived | None:
     """How far the store in `store` is archived; None where it never was."""
     try:
-        return Archived(**json.loads((store / RECORD).read_text()))
+        return read(store / RECORD, Archived)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except DocumentError as error:
         raise RunFolderError(
             f"{store / RECORD}", f"it does not read: {error}", "remove it and archive again"
         ) from error
@@ -111,9 +114,7 @@ def restore(uri: str, to: Path, *, uuid: UUID | None = None, on_progress: OnProg
 
     Raises UserError where there is no such archive, RunFolderError where what it holds is damaged.
     """
-    snapshots.check_name(to.name)
-    if to.exists():
-        raise UserError(f"a run in {to}", "there is something already", "name a folder that does not exist")
+    branching.check_place(to)
     with _told(uri):
         place = _Place.open(uri, uuid or _only_store(uri))
         described = place.read_moment()
@@ -174,13 +175,12 @@ class _Place:
             raise UserError(f"the archive {self._root}", "it has no whole moment", "archive a run to it first")
         newest = max(moments, key=lambda info: info.base_name)
         with self._files.open_input_stream(newest.path) as stream:
-            return snapshots.from_json(json.loads(stream.read()), place=newest.path)
+            data = stream.read()
+        return snapshots.from_json(data, place=newest.path)
 
     def fetch(self, digest: str, folder: Path, member: str) -> None:
         """An object as the file `member` of `folder`. Raises RunFolderError where it is not what its name says."""
         snapshots.check_member(folder, member)
-        if not _DIGEST.fullmatch(digest):
-            raise RunFolderError(f"the archive {self._root}", f"{digest!r} is no sha256", "it was tampered with")
         target = folder / member
         target.parent.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
@@ -232,7 +232,7 @@ def _connect(uri: str) -> tuple[fs.FileSystem, str]:
 def _only_store(uri: str) -> UUID:
     files, root = _connect(uri)
     found = files.get_file_info(fs.FileSelector(root, allow_not_found=True))
-    names = sorted(info.base_name for info in found if not info.is_file)
+    names = sorted(info.base_name for info in found if not info.is_file and _STORE.fullmatch(info.base_name))
     if len(names) != 1:
         raise UserError(
             f"restore from {uri}",

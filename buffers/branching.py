@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from buffers import snapshots
@@ -20,7 +21,8 @@ from buffers.log.identity import BEGUN, create_store, write_epoch
 from buffers.log.lineage import LINEAGE, Lineage, read_lineage, write_lineage
 from buffers.log.recovery import examine
 from buffers.snapshots import Snapshot
-from contracts.errors import UserError
+from configs.documents import DocumentError, read
+from contracts.errors import RunFolderError, UserError, is_disk_full
 
 _NEVER_EDITED = ("store/", "checkpoints/", "versions/", "model/")  # a person changes config.yaml and task/ in place
 _OWN = frozenset(("manifest.json", "store/store.json", *(f"store/{log}/{LINEAGE}" for log in ("data", "control"))))
@@ -32,11 +34,10 @@ def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = 
     `share`: by hard links, where the file system can; else every byte is copied. Raises RunFolderError where the
     snapshot is not whole, UserError where there is something at `to` or its name is no plain name.
     """
-    snapshots.check_name(to.name)
-    if to.exists():
-        raise UserError(f"a run in {to}", "there is something already", "name a folder that does not exist")
+    check_place(to)
     described = snapshots.verify(snapshot)
-    to.parent.mkdir(parents=True, exist_ok=True)
+    manifest = _read_manifest(snapshot)
+    _make_parent(to)
     draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -45,7 +46,7 @@ def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = 
             shared = share and member.startswith(_NEVER_EDITED)
             (snapshots.link if shared else snapshots.copy)(snapshot / member, draft / member)
             on_progress(done + 1, len(members))
-        uuid = _adopt(snapshot, draft, described, name=to.name)
+        uuid = _adopt(snapshot, draft, described, manifest | {"run": to.name})
         sync_tree(draft)
         draft.rename(to)
     except BaseException:
@@ -55,18 +56,48 @@ def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = 
     return uuid
 
 
-def _adopt(snapshot: Path, draft: Path, described: Snapshot, *, name: str) -> UUID:
+def check_place(to: Path) -> None:
+    """Raises UserError unless a run can be made at `to`."""
+    snapshots.check_name(to.name)
+    if os.path.lexists(to):  # a link that leads nowhere is something too
+        raise UserError(f"a run in {to}", "there is something already", "name a folder that does not exist")
+    above = next(parent for parent in to.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise UserError(f"a run in {to}", f"{above} is no folder", "name a folder that can be made")
+
+
+def _make_parent(to: Path) -> None:
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(
+            f"a run in {to}", f"its folder cannot be made: {error.strerror}", "name a folder that can be made"
+        ) from error
+
+
+def _read_manifest(snapshot: Path) -> dict[str, Any]:
+    try:
+        return read(snapshot / "manifest.json", dict[str, Any])
+    except DocumentError as error:
+        raise RunFolderError(f"the snapshot {snapshot}", f"its manifest.json does not read: {error}", "") from error
+
+
+def _adopt(snapshot: Path, draft: Path, described: Snapshot, manifest: dict[str, Any]) -> UUID:
     """Make the files in `draft` a run of its own."""
     store, old = draft / "store", UUID(described.store_uuid)
     uuid = create_store(store)
     epoch = 0
     for log, end_lsn in (("data", described.data_lsn), ("control", described.control_lsn)):
-        lineage = read_lineage(snapshot / "store" / log) or Lineage(old)
+        lineage = read_lineage(snapshot / "store" / log) or Lineage(old, ())
         write_lineage(store / log, lineage.branch(uuid, end_lsn=end_lsn))
-        epoch = max(epoch, examine(store / log, uuid=uuid).epoch)
+        found = examine(store / log, uuid=uuid)
+        if found.end_lsn < end_lsn:  # its last frames are damaged: from here on it is the new store's log
+            write_lineage(store / log, lineage.branch(uuid, end_lsn=found.end_lsn))
+        epoch = max(epoch, found.epoch)
     write_epoch(store, epoch)
     write_durably(store / BEGUN, b"")
-    manifest = json.loads((snapshot / "manifest.json").read_text())
     came_from = {
         "run": described.run,
         "snapshot": described.name,
@@ -74,6 +105,6 @@ def _adopt(snapshot: Path, draft: Path, described: Snapshot, *, name: str) -> UU
         "data_lsn": described.data_lsn,
         "control_lsn": described.control_lsn,
     }
-    manifest |= {"run": name, "store_uuid": str(uuid), "from": came_from}
-    write_durably(draft / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    adopted = manifest | {"store_uuid": str(uuid), "from": came_from}
+    write_durably(draft / "manifest.json", (json.dumps(adopted, indent=1) + "\n").encode())
     return uuid

@@ -2,32 +2,42 @@
 
     1  ERASED (and CLOSED for groups that were still to be trained on) is durable in the control log
     2  each segment that holds such a record is copied with its contents blanked, synced, renamed into place
-    3  the same in every snapshot of the run, whose manifest then says so
+    3  the same in every snapshot of the run, whose manifest then says so, and in segments that a repair set aside
+    4  the index says what the logs say now, and is written anew: no page of it remembers
 
-A crash after 1 leaves work that the next call of `erase`, with any choice, ends. Blanked frames keep place, length and
-kind: LSNs stay, and whatever counts tasks and episodes counts as before. What is left of an episode: who, when, under
-which version, and its reward; of a task: its name. Not covered: copies that were taken elsewhere (archives, exports).
+What nobody was promised is removed whole: ends that crashes tore off, half-made snapshots, indexes set aside. A crash
+after 1 leaves work that the next call of `erase`, with any choice, ends. Blanked frames keep place, length and kind:
+LSNs stay, and whatever counts tasks and episodes counts as before. What is left of an episode: who, when, under which
+version, and its reward; of a task: its name. Not reached, but named as far as it is known here: archives, other runs
+that came from this one, damaged ranges. Not reached and not known: exports and copies that were taken elsewhere.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 
 from buffers import snapshots
+from buffers.archive import read_archived
 from buffers.codec import decode, encode, peek
 from buffers.groups import Stage
+from buffers.index import forget_payloads
 from buffers.inspection import OnProgress, ignore
+from buffers.log.files import sync_folder
+from buffers.log.frames import HEADER_BYTES
 from buffers.log.patching import patch, reframe
 from buffers.log.reader import LogReader
-from buffers.log.segments import Gap
+from buffers.log.segments import Gap, list_starts, name_segment, read_schema
 from buffers.tending import Tended, tended
 from buffers.view import StoreView
-from contracts.errors import UserError
+from contracts.errors import FormatError, UserError
 from contracts.records import (
     Batch,
     Checkpoint,
@@ -45,6 +55,8 @@ from contracts.records import (
 
 _HOLDERS = frozenset((Kind.TASK, Kind.EPISODE, Kind.QUARANTINED))
 REASON = "its experience was erased"
+ASIDE = "damaged"  # where a repair keeps what it found, in the store's folder
+_SET_ASIDE = re.compile(r"data-([0-9a-f]{16})\.seg-.*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +80,29 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """What was done. `versions`: those that cannot be computed again from now on."""
+    """What was done. `versions`: those that cannot be computed again from now on. `removed`: files and folders that
+    may have held some of it. `elsewhere`: what is known to hold it, or may, and was not reached."""
 
     lsns: tuple[int, ...]
     num_segments: int
     num_snapshots: int
     versions: tuple[int, ...]
+    removed: tuple[str, ...]
+    elsewhere: tuple[str, ...]
 
 
 def erase(run_folder: Path, choice: Choice, *, reason: str, on_progress: OnProgress = ignore) -> Erasure:
     """Erase `choice` in the store of a run that is not running, and in its snapshots.
 
-    Raises UserError where it runs, where nothing fits the choice, or where the next start needs what was chosen.
+    Raises UserError where it runs or a snapshot of it is being taken, where nothing fits the choice, or where the next
+    start needs what was chosen.
     """
+    read_archived(run_folder / "store")  # what does not read is told before anything is changed
     with tended(run_folder / "store") as store:
+        drafts = _find_drafts(run_folder)
         view = StoreView.open(store.folder)
         decisions = view.decisions()
-        begun = {lsn for _, record in decisions if isinstance(record, Erased) for lsn in record.lsns}
+        begun = find_erased(store.folder)
         chosen = _choose(store, choice, on_progress=on_progress) if choice else set()
         if choice and not chosen:
             raise UserError(
@@ -97,9 +115,23 @@ def erase(run_folder: Path, choice: Choice, *, reason: str, on_progress: OnProgr
         every = begun | chosen
         num_segments = blank(store.folder, every)
         num_snapshots = sum(_blank_snapshot(folder, every) for folder in snapshots.find_folders(run_folder))
+        removed = _clean(store, drafts, every) if every else []
+        elsewhere = [*_find_elsewhere(run_folder, store), *_find_damage(store)] if every else []
     return Erasure(
-        lsns=fresh, num_segments=num_segments, num_snapshots=num_snapshots, versions=_find_lost(decisions, every)
+        lsns=fresh,
+        num_segments=num_segments,
+        num_snapshots=num_snapshots,
+        versions=_find_lost(decisions, every),
+        removed=tuple(path.relative_to(run_folder).as_posix() for path in removed),
+        elsewhere=tuple(elsewhere),
     )
+
+
+def find_erased(store: Path) -> set[int]:
+    """LSNs of all that was ever to be erased."""
+    frames = LogReader(store / "control").scan()
+    erased = (decode(frame.kind, frame.payload) for frame in frames if frame.kind == Kind.ERASED)
+    return {lsn for record in erased if isinstance(record, Erased) for lsn in record.lsns}
 
 
 def blank(store: Path, lsns: Collection[int]) -> int:
@@ -209,3 +241,80 @@ def _blank_snapshot(folder: Path, lsns: Collection[int]) -> bool:
         draft.unlink()
     blank(folder / "store", lsns)
     return snapshots.renew(folder, [f"store/data/{path.name}" for path in (folder / "store" / "data").glob("*.seg")])
+
+
+# ---------------------------------------------------------------------------------------------- beside the logs
+
+
+def _find_drafts(run_folder: Path) -> list[Path]:
+    """Snapshots that were never finished. Raises UserError where one is being made at this moment."""
+    drafts = snapshots.find_drafts(run_folder)
+    for path, pid in drafts:
+        if Path(f"/proc/{pid}").exists():
+            raise UserError(
+                f"erase experience of {run_folder.name}",
+                f"process {pid} is making or removing a snapshot of it: {path.name}",
+                "wait for it; where that is another process by now, remove that folder",
+            )
+    return [path for path, _ in drafts]
+
+
+def _clean(store: Tended, drafts: Sequence[Path], lsns: Collection[int]) -> list[Path]:
+    """Reach what lies beside the logs; what was removed."""
+    aside = store.folder / ASIDE
+    _blank_set_aside(store, aside, lsns)
+    indexes = [*aside.glob("index-*"), store.folder / "index.new", store.folder / "index.old"]
+    gone = [*drafts, *(path for path in indexes if path.exists()), *(store.folder / "data").glob("*.torn")]
+    for path in gone:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for folder in {path.parent for path in gone}:
+        sync_folder(folder)
+    forget_payloads(store.folder / "index", uuid=store.uuid, leases=lsns)
+    return gone
+
+
+def _blank_set_aside(store: Tended, aside: Path, lsns: Collection[int]) -> None:
+    """Zeros in place of contents: nobody reads these files as a log, and no damaged frame can be made anew."""
+    reader = LogReader(store.folder / "data")
+    for path in sorted(aside.glob("data-*")):
+        match = _SET_ASIDE.fullmatch(path.name)
+        if match is None:
+            continue
+        start, data, patches = int(match[1], 16), path.read_bytes(), dict[int, bytes]()
+        for lsn in lsns:
+            begin = lsn - start + HEADER_BYTES
+            if start <= lsn and begin < len(data):
+                (item,) = reader.walk(lsn, lsn + 1)
+                end = item.end if isinstance(item, Gap) else lsn + HEADER_BYTES + item.header.length
+                if any(data[begin : end - start]):
+                    patches[begin] = bytes(min(end - start, len(data)) - begin)
+        if patches:
+            patch(path, patches)
+
+
+def _find_elsewhere(run_folder: Path, store: Tended) -> Iterator[str]:
+    archived = read_archived(store.folder)
+    if archived is not None:
+        yield f"the archive {archived.uri}, up to data LSN {archived.data_lsn}"
+    for other in sorted(run_folder.parent.iterdir()):
+        folder = other / "store" / "data"
+        if other == run_folder or other.is_symlink() or not folder.is_dir():
+            continue
+        if any(_is_of(folder, start, store.uuid) for start in list_starts(folder)):
+            yield f"{other}, which has segments of this run"
+
+
+def _is_of(folder: Path, start_lsn: int, uuid: UUID) -> bool:
+    try:
+        schema = read_schema(name_segment(folder, start_lsn), start_lsn=start_lsn, uuid=None)
+    except (FormatError, FileNotFoundError):
+        return False  # it is no store's that this code wrote, or was trimmed at this moment
+    return schema is not None and schema.uuid == uuid
+
+
+def _find_damage(store: Tended) -> Iterator[str]:
+    for start, end in LogReader(store.folder / "data").rot():
+        yield f"damaged bytes of data LSN {start} to {end}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -29,6 +29,7 @@ import lmdb
 import msgpack
 
 from buffers.codec import encode
+from buffers.log.files import sync_folder, sync_tree
 from contracts.errors import StoreError, StoreStoppedError
 
 FORMAT = 5
@@ -41,6 +42,7 @@ _LSN = struct.Struct(">Q")
 _CRC = struct.Struct("<I")
 _TABLES = ("tasks", "rows", *SHELVES, "meta")
 ROWS_A_BLOCK = 512
+_ROOM_BYTES = 16 << 20  # for what a few changes copy
 
 Plain = Any  # what msgpack takes; on the way in, records too
 _OWNED: dict[Path, Index] = {}  # those that this process owns: LMDB opens a folder once in a process
@@ -146,6 +148,16 @@ class Index:
         _OWNED.pop(self._final.absolute(), None)
         self._env.close()
 
+    def copy(self, folder: Path) -> None:
+        """Every entry into an empty folder, and nothing else: a copy of pages would have their unused parts too."""
+        size = self._env.info()["map_size"]
+        with lmdb.open(str(folder), map_size=size, max_dbs=len(_TABLES), max_readers=512, meminit=True) as env:
+            tables = {name: env.open_db(name.encode(), dupsort=name == "tasks") for name in _TABLES}
+            with self._env.begin() as source, env.begin(write=True) as target:
+                for name, table in self._tables.items():
+                    for key, value in source.cursor(db=table):
+                        target.put(key, value, db=tables[name])
+
     def distrust(self) -> None:
         """Have the next owner build it again."""
         (self._folder / _UNTRUSTED).touch()
@@ -201,6 +213,37 @@ class Index:
             if sizes != {name: transaction.stat(self._tables[name])["entries"] for name in SHELVES}:
                 raise IndexDamagedError(f"{self._folder}: entries are missing")
         return int(data_lsn), int(control_lsn), state, int(num_rows)
+
+
+def forget_payloads(folder: Path, *, uuid: UUID, leases: Collection[int]) -> None:
+    """Take the payloads of these tasks out of the index in `folder`, free pages included. One that does not read is
+    removed: what it held is in the logs."""
+    if not folder.exists():
+        return
+    fresh, old = (folder.with_name(folder.name + ending) for ending in (".new", ".old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        if not _is_whole(folder):
+            raise IndexDamagedError(f"{folder} is not whole")
+        index = Index(folder, uuid=uuid, map_bytes=(folder / "data.mdb").stat().st_size + _ROOM_BYTES, final=folder)
+        try:
+            groups = [(lease, index.find("groups", lease)) for lease in leases]
+            bare = [(lease, [group[0], None, *group[2:]]) for lease, group in groups if group and group[1] is not None]
+            index.write(Changes(index.state, index.data_lsn, index.control_lsn, shelves={"groups": bare}))
+            index.copy(fresh)
+        finally:
+            index.close()
+    except (lmdb.Error, ValueError, TypeError, IndexDamagedError, StoreStoppedError):
+        shutil.rmtree(fresh)
+    else:
+        sync_tree(fresh)
+    folder.rename(old)
+    if fresh.exists():
+        fresh.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old)
 
 
 def _open_to_read(folder: Path) -> tuple[lmdb.Environment, Mapping[str, Any]]:

@@ -18,13 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from buffers.log.files import sync_folder, sync_tree, write_durably
 from buffers.log.lineage import LINEAGE
 from buffers.log.reader import LogReader
 from buffers.log.readers import reading
 from buffers.view import StoreView
+from configs.documents import STRICT, Count, Digest, DocumentError, Lsn, parse
 from contracts.errors import FormatError, RunFolderError, UserError
 from contracts.records import Checkpoint, Kind
 
@@ -32,26 +35,35 @@ FORMAT = 1
 MANIFEST = "snapshot.json"
 _FOLDER = "snapshots"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DRAFT = re.compile(r"\..+\.([0-9]+)\.(?:tmp|gone)")
 _CHUNK_BYTES = 1 << 20
+_NEEDED = ("config.yaml", "manifest.json", "store/store.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """What `snapshot.json` says."""
 
+    __pydantic_config__ = STRICT
     name: str
     run: str
     created: str  # UTC, ISO 8601
-    store_uuid: str
-    data_lsn: int  # the logs end here
-    control_lsn: int
-    version: int  # the newest one in the log, -1 before genesis
+    store_uuid: Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    data_lsn: Lsn  # the logs end here
+    control_lsn: Lsn
+    version: Annotated[int, Field(ge=-1, lt=1 << 63)]  # the newest one in the log, -1 before genesis
     checkpoints: tuple[str, ...]  # folders, relative to the snapshot
-    files: dict[str, str]  # path relative to the snapshot → sha256
+    files: dict[str, Digest]  # path relative to the snapshot → sha256
 
     @property
     def num_files(self) -> int:
         return len(self.files)
+
+
+@dataclass(frozen=True)
+class _Head:
+    __pydantic_config__ = STRICT
+    format: Count
 
 
 def create(run_folder: Path, name: str) -> Path:
@@ -61,7 +73,7 @@ def create(run_folder: Path, name: str) -> Path:
     """
     check_name(name)
     final = run_folder / _FOLDER / name
-    if final.exists():
+    if os.path.lexists(final):
         raise UserError(f"a snapshot named {name}", f"{final} is there already", "choose another name")
     draft = final.with_name(f".{name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -82,7 +94,7 @@ def take(run_folder: Path, draft: Path, *, name: str, wanted: Callable[[Checkpoi
     `wanted`: the checkpoints that it keeps, of those that are there; None: genesis and the newest. Raises
     RunFolderError where there is no run.
     """
-    for needed in ("config.yaml", "manifest.json", "store/store.json"):
+    for needed in _NEEDED:
         if not (run_folder / needed).is_file():
             raise RunFolderError(f"a snapshot of {run_folder}", f"it has no {needed}", "name the folder of a run")
     draft.mkdir(parents=True)
@@ -104,6 +116,13 @@ def find_folders(run_folder: Path) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".") and (path / MANIFEST).is_file()]
 
 
+def find_drafts(run_folder: Path) -> list[tuple[Path, int]]:
+    """Folders of snapshots half made or half removed, and the process that was at it."""
+    folder = run_folder / _FOLDER
+    matches = [_DRAFT.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((folder / match[0], int(match[1])) for match in matches if match)
+
+
 def renew(path: Path, members: Sequence[str]) -> bool:
     """Let the manifest say what these of its files are now; whether that is news."""
     described = read(path)
@@ -117,22 +136,25 @@ def renew(path: Path, members: Sequence[str]) -> bool:
 def read(path: Path) -> Snapshot:
     """Its manifest. Raises RunFolderError where `path` is no snapshot, FormatError on an unknown format."""
     try:
-        described = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        data = (path / MANIFEST).read_bytes()
+    except OSError as error:
         raise RunFolderError(f"the snapshot {path}", f"{MANIFEST} does not read: {error}", "take a new one") from error
-    return from_json(described, place=str(path / MANIFEST))
+    return from_json(data, place=str(path / MANIFEST))
 
 
-def from_json(described: dict[str, Any], *, place: str) -> Snapshot:
+def from_json(data: bytes, *, place: str) -> Snapshot:
     """What a manifest says. Raises RunFolderError where it is none, FormatError on an unknown format."""
     try:
-        format_ = described["format"]
+        format_ = parse(data, _Head).format
         if format_ != FORMAT:
             raise FormatError(f"{place}: format {format_}; this code reads {FORMAT}")
-        fields = {name: value for name, value in described.items() if name != "format"}
-        return Snapshot(**{**fields, "checkpoints": tuple(fields["checkpoints"])})
-    except (KeyError, TypeError, AttributeError) as error:
+        described = parse(data, Snapshot)
+    except DocumentError as error:
         raise RunFolderError(f"the snapshot {place}", f"it does not read: {error}", "take a new one") from error
+    lacking = [needed for needed in _NEEDED if needed not in described.files]
+    if lacking:
+        raise RunFolderError(f"the snapshot {place}", f"it does not name {', '.join(lacking)}", "take a new one")
+    return described
 
 
 def to_json(described: Snapshot) -> dict[str, Any]:

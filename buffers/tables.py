@@ -10,6 +10,7 @@ reward a feedback, and the batches whose version is still to come.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ from contracts.records import (
 MAX_ROWS, MAX_BYTES = 10_000, 16 << 20  # of one Arrow batch; the second is checked after each record
 
 _TIME = pa.timestamp("us")  # UTC
+_LAST_S = 2.5e11  # in the year 9892; what is read in Python ends with 9999
 _INTS, _FLOATS, _SHAPE = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.int64())
 _PARTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
 _SPANS = pa.list_(pa.struct([("start", pa.int64()), ("version", pa.int64())]))
@@ -429,6 +431,6 @@ def _pairs(values: dict[str, float]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _time(seconds: float) -> int:
-    """Microseconds since 1970."""
-    return round(seconds * 1e6)
+def _time(seconds: float) -> int | None:
+    """Microseconds since 1970; None where a producer's clock said what no calendar has."""
+    return round(seconds * 1e6) if math.isfinite(seconds) and abs(seconds) < _LAST_S else None

@@ -26,7 +26,14 @@ from console import (
     sweep,
     trace,
 )
-from contracts.errors import RatchetError, StoreFullError, UserError, is_disk_full
+from contracts.errors import (
+    FormatError,
+    RatchetError,
+    StoreFullError,
+    StoreIdentityError,
+    UserError,
+    is_disk_full,
+)
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 FREE_SPACE = "free some space on that disk; the run is whole and `ratchet resume` goes on"
@@ -47,11 +54,19 @@ class Border(TyperGroup):
             _say("error: ", str(error))
             _say("to do: ", FREE_SPACE)
             raise typer.Exit(BAD_INPUT) from None
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            _say("error: ", f"{error.filename} cannot be used: {error.strerror}")
+            _say("to do: ", "see that it is what it should be, and yours")
+            raise typer.Exit(BAD_INPUT) from None
         except OSError as error:
             if not is_disk_full(error):
                 raise
             _say("error: ", f"no space is left for {error.filename or 'the files of this run'}")
             _say("to do: ", FREE_SPACE)
+            raise typer.Exit(BAD_INPUT) from None
+        except (StoreIdentityError, FormatError) as error:
+            _say("error: ", str(error))
+            _say("to do: ", "name the folder of a run whose store is whole, or bring back the file from a copy")
             raise typer.Exit(BAD_INPUT) from None
         except RatchetError as error:
             _say(f"{type(error).__name__}: ", " ".join(str(error).split("\n")))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from buffers.query import Query, Summary
 
-_VERSIONS = re.compile(r"(\d+)|(\d*):(\d*)")
+_VERSIONS = re.compile(r"(\d{1,18})|(\d{0,18}):(\d{0,18})")
 _NEWEST = (1 << 63) - 1
 _KEYS, _WORDS = ("version", "task", "environment", "producer", "since", "until"), ("success", "failure")
 _SHOWN = ("lsn", "episode_id", "task_id", "versions", "reward", "producer", "time")
@@ -116,10 +116,9 @@ def parse_time(option: str, text: str) -> float:
     except ValueError:
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
-            found = math.nan
-        else:
             found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            found = math.nan
     if not math.isfinite(found):
         raise UserError(f"{option} {text}", "that is no time", "2026-01-31T12:00 (UTC), or seconds since 1970")
     return found
@@ -147,15 +146,22 @@ def render_summary(summary: Summary, wanted: Query) -> str:
 
 def _take_newest(table: pa.Table, num: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = table.slice(max(0, table.num_rows - num)).to_pylist() if num > 0 else []
-    return rows
+    return [row | {"wall_time": row["wall_time"] if math.isfinite(row["wall_time"]) else None} for row in rows]
 
 
 def _show(row: dict[str, Any], name: str) -> str:
     if name == "time":
-        return f"{datetime.fromtimestamp(row['wall_time'], UTC):%Y-%m-%dT%H:%M:%S}"
+        return _show_time(row["wall_time"])
     value = row[name]
     if name == "versions":
         return ",".join(map(str, value))
     if name == "reward":
         return "-" if value is None else f"{value:.4f}"
     return str(value)
+
+
+def _show_time(wall_time: float | None) -> str:
+    try:
+        return "-" if wall_time is None else f"{datetime.fromtimestamp(wall_time, UTC):%Y-%m-%dT%H:%M:%S}"
+    except (ValueError, OverflowError):  # its clock was far off
+        return "-"

@@ -13,10 +13,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from configs.documents import STRICT, Count, DocumentError, parse
 from configs.loader import config_hash, dump, load
 from configs.objects import own_folder
 from configs.schema import RunConfig
@@ -100,24 +103,55 @@ def resolve(name: str, *, root: Path = Path("runs")) -> Path:
     )
 
 
+def name_new(name: str, *, beside: Path) -> Path:
+    """Where a new run goes: beside others, or at a path. Raises UserError on the name that is no run's own."""
+    plain = name == Path(name).name
+    if plain and name == LATEST:
+        raise UserError("a run named latest", "that names the newest run, whichever it is", "choose another name")
+    return (beside / name if plain else Path(name)).absolute()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is looked at before anything else of manifest.json is believed."""
+
+    __pydantic_config__ = STRICT
+    format: Count
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """manifest.json. `store_uuid` None: no store was made yet."""
+
+    __pydantic_config__ = STRICT
+    run: str = ""
+    created: str = ""
+    config_hash: str = ""
+    store_uuid: UUID | None = None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json. Raises RunFolderError where it is missing, damaged, or of an unknown format."""
-    file = folder / "manifest.json"
+    """manifest.json, its keys above and whatever else it says.
+
+    Raises RunFolderError where it is missing, damaged, or of an unknown format.
+    """
     try:
-        manifest = json.loads(file.read_text())
-        version = manifest["format"]
-    except (OSError, ValueError, TypeError, KeyError):
-        raise RunFolderError(
-            f"the run {folder}", "it has no readable manifest.json: not a run folder", "name a folder under runs/"
-        ) from None
-    if version != FORMAT:
+        data = (folder / "manifest.json").read_bytes()
+        version = parse(data, _Head).format
+        if version != FORMAT:
+            raise RunFolderError(
+                f"the run {folder}",
+                f"its format is {version!r}; this code knows {FORMAT}",
+                "use the version of ratchet that wrote it",
+            )
+        return asdict(parse(data, _Manifest)) | parse(data, dict[str, Any])
+    except (OSError, DocumentError) as error:
+        why = f" ({error})" if isinstance(error, DocumentError) else ""
         raise RunFolderError(
             f"the run {folder}",
-            f"its format is {version!r}; this code knows {FORMAT}",
-            "use the version of ratchet that wrote it",
-        )
-    assert isinstance(manifest, dict)
-    return manifest
+            f"it has no readable manifest.json: not a run folder{why}",
+            "name a folder under runs/",
+        ) from None
 
 
 def check_store(folder: Path) -> None:

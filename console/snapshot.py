@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from console.bars import bar
-from console.run_folder import refuse_shards, resolve
+from console.run_folder import name_new, refuse_shards, resolve
 
 app = typer.Typer(help="Keep a run at a moment.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -94,7 +93,7 @@ def _make(run: str, name: str, new: str, *, share: bool, as_json: bool) -> None:
     folder = resolve(run)
     from buffers import branching, snapshots
 
-    place = folder.parent / Path(new).name if new == Path(new).name else Path(new).absolute()
+    place = name_new(new, beside=folder.parent)
     with bar("restoring", quiet=as_json) as advance:
         uuid = branching.restore(snapshots.find(folder, name), place, share=share, on_progress=advance)
     if as_json:

@@ -6,13 +6,17 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
+from configs.documents import STRICT, Count, DocumentError, Number, parse, read
 from configs.loader import load
 from console.run_folder import resolve
+from contracts.errors import RunFolderError
 from contracts.records import Evaluation, Kind, Ledger, Version
 from telemetry.process import is_alive
 
@@ -21,6 +25,36 @@ if TYPE_CHECKING:
 
 LIVE_STATES = ("starting", "warm_start", "running", "draining")
 _UPDATE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Idle:
+    __pydantic_config__ = STRICT
+    minute: Number
+    run: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Status:
+    """What is read of status.json; the driver writes more."""
+
+    __pydantic_config__ = STRICT
+    state: str
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    start_time: int | None
+    steps: Count | None = None
+    step: Count | None = None
+    idle: dict[str, _Idle] | None = None
+    lost_shards: tuple[Count, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """serving.json."""
+
+    __pydantic_config__ = STRICT
+    address: str
 
 
 def status(
@@ -45,10 +79,16 @@ def status(
 
 def read_status(folder: Path) -> dict[str, Any]:
     """What the driver wrote last, with `state` corrected: `crashed` where its process is gone. {} before it wrote."""
-    file = folder / "status.json"
-    if not file.exists():
+    try:
+        data = (folder / "status.json").read_bytes()
+        parse(data, _Status)
+        written = parse(data, dict[str, Any])
+    except FileNotFoundError:
         return {}
-    written: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, DocumentError) as error:
+        raise RunFolderError(
+            f"the state of {folder.name}", f"its status.json does not read: {error}", "remove that file"
+        ) from None
     if written["state"] in LIVE_STATES and not driver_is_alive(written):
         written["state"] = "crashed"
     return written
@@ -156,9 +196,13 @@ def describe_faults(quarantined: Mapping[str, int]) -> str:
 def _serving_address(folder: Path) -> str | None:
     """host:port at which the run serves its store over gRPC."""
     try:
-        return str(json.loads((folder / "serving.json").read_text())["address"])
+        return read(folder / "serving.json", _Serving).address
     except FileNotFoundError:
         return None
+    except DocumentError as error:
+        raise RunFolderError(
+            f"where {folder.name} serves its store", f"its serving.json does not read: {error}", "remove that file"
+        ) from None
 
 
 def _shards(folder: Path, view: StoreView | None, written: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import typer
 from configs.loader import load
 from console.bars import bar
 from console.query import query
-from console.run_folder import refuse_shards, resolve
+from console.run_folder import name_new, refuse_shards, resolve
 from console.status import describe_faults
 from contracts.errors import UserError
 
@@ -149,6 +149,10 @@ def erase(
     choice = Choice(episodes=frozenset(episodes or ()), lsns=frozenset(lsns or ()), tasks=frozenset(tasks or ()))
     with bar("searching", quiet=as_json) as advance:
         done = blank(folder, choice, reason=reason, on_progress=advance)
+    if (folder / "report.html").exists():  # it shows what some episodes said
+        from console.web.report import write_report
+
+        write_report(folder)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
         return
@@ -158,6 +162,11 @@ def erase(
     )
     if done.versions:
         typer.echo(f"not rebuildable from now on: versions {', '.join(map(str, done.versions))}")
+    for path in done.removed:
+        typer.echo(f"removed, as it may have held some of it: {path}")
+    for place in done.elsewhere:
+        typer.echo(f"not reached: {place}")
+    typer.echo("not reached: exports and copies that were taken elsewhere")
 
 
 @app.command()
@@ -197,7 +206,7 @@ def restore(
     """A new run from an archive, on a machine that has nothing of it."""
     from buffers.archive import restore as fetch
 
-    place = (Path("runs") / new if new == Path(new).name else Path(new)).absolute()
+    place = name_new(new, beside=Path("runs"))
     try:
         wanted = None if store is None else UUID(store)
     except ValueError:

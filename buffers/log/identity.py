@@ -22,9 +22,11 @@ from uuid import UUID, uuid4
 from buffers.log.files import in_store_errors, make_folder, write_all, write_durably
 from buffers.log.frames import FORMAT_VERSION
 from buffers.log.watermark import read_boot_id
+from configs.documents import STRICT, DocumentError, parse, read
 from contracts.errors import FormatError, StoreBusyError, StoreError, StoreIdentityError
 
 BEGUN = "begun"  # a file in the store's folder: both logs were made, so that a missing one is a loss
+_EPOCHS = range(1 << 32)  # a frame has 4 bytes for it
 _EXIT_WAIT_S = 10.0  # a killed process goes at once, unless the kernel is stuck in its input or output
 
 
@@ -45,21 +47,31 @@ def read_identity(folder: Path) -> UUID:
     """The store's uuid. StoreIdentityError where there is no store, FormatError on an unknown version."""
     path = folder / "store.json"
     try:
-        identity = json.loads(path.read_text())
-        version, uuid = identity["format_version"], UUID(identity["uuid"])
+        identity = read(path, _Identity)
     except FileNotFoundError as error:
         raise StoreIdentityError(f"{folder} holds no store: {path.name} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreIdentityError(f"{path} does not name a store: {error!r}") from error
+    except DocumentError as error:
+        raise StoreIdentityError(f"{path} does not name a store: {error}") from error
+    version = identity.format_version
     if version != FORMAT_VERSION:
         raise FormatError(f"{path}: format version {version}; this code reads {FORMAT_VERSION}: use a newer Ratchet")
-    return uuid
+    return identity.uuid
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What store.json says."""
+
+    __pydantic_config__ = STRICT
+    format_version: int
+    uuid: UUID
 
 
 @dataclass(frozen=True)
 class Holder:
     """Who holds a store: enough to know the very process again."""
 
+    __pydantic_config__ = STRICT
     pid: int
     start_time: int  # clock ticks after boot, as in /proc/PID/stat
     boot_id: str
@@ -116,6 +128,8 @@ def _claim(folder: Path, *, uuid: UUID, take_over: bool) -> Claim:
                 raise StoreBusyError(f"{folder}: {holder} is gone, but a child of it, or another owner, holds the lock")
         _write_holder(fd)
         epoch = _read_epoch(folder) + 1
+        if epoch not in _EPOCHS:
+            raise StoreIdentityError(f"{folder / 'epoch'} holds the last epoch there is")
         write_epoch(folder, epoch)
     except BaseException:
         os.close(fd)
@@ -153,8 +167,8 @@ def _write_holder(fd: int) -> None:
 def _read_holder(fd: int) -> Holder | None:
     """Whom the lock file names; None while the holder is still writing it."""
     try:
-        return Holder(**json.loads(os.pread(fd, 4096, 0)))
-    except (ValueError, TypeError):
+        return parse(os.pread(fd, 4096, 0), Holder)
+    except DocumentError:
         return None
 
 
@@ -193,8 +207,11 @@ def _read_epoch(folder: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        return int(os.read(fd, 64))
-    except ValueError as error:
+        epoch = int(os.read(fd, 64))
+    except (ValueError, IsADirectoryError) as error:
         raise StoreIdentityError(f"{folder / 'epoch'} does not hold a number") from error
     finally:
         os.close(fd)
+    if epoch not in _EPOCHS:
+        raise StoreIdentityError(f"{folder / 'epoch'} holds {epoch}, which is no epoch")
+    return epoch

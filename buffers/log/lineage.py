@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
 from buffers.log.files import write_durably
+from configs.documents import STRICT, DocumentError, Lsn, read
 from contracts.errors import StoreIdentityError
 
 LINEAGE = "lineage"
@@ -22,8 +24,9 @@ LINEAGE = "lineage"
 class Lineage:
     """The store's own uuid, and (end LSN, uuid) of those that it came from, oldest first."""
 
+    __pydantic_config__ = STRICT
     uuid: UUID
-    ancestors: tuple[tuple[int, UUID], ...] = ()
+    ancestors: tuple[tuple[Lsn, UUID], ...]
 
     def at(self, start_lsn: int) -> UUID:
         """Under which uuid the segment that starts there was written."""
@@ -37,18 +40,19 @@ class Lineage:
 def read_lineage(folder: Path) -> Lineage | None:
     """What the log's folder says; None where it shares nothing. Raises StoreIdentityError where it does not read."""
     try:
-        found = json.loads((folder / LINEAGE).read_text())
-        ancestors = tuple((int(end_lsn), UUID(uuid)) for end_lsn, uuid in found["ancestors"])
-        return Lineage(UUID(found["uuid"]), ancestors)
+        found = read(folder / LINEAGE, Lineage)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreIdentityError(f"{folder / LINEAGE} does not name stores: {error!r}") from error
+    except DocumentError as error:
+        raise StoreIdentityError(f"{folder / LINEAGE} does not name stores: {error}") from error
+    if any(earlier > later for (earlier, _), (later, _) in pairwise(found.ancestors)):
+        raise StoreIdentityError(f"{folder / LINEAGE} does not name stores: their ends do not rise")
+    return found
 
 
 def lineage_of(folder: Path, uuid: UUID) -> Lineage:
     """The lineage of the log of store `uuid`. Raises StoreIdentityError where the log is another store's."""
-    found = read_lineage(folder) or Lineage(uuid)
+    found = read_lineage(folder) or Lineage(uuid, ())
     if found.uuid != uuid:
         raise StoreIdentityError(f"{folder} belongs to store {found.uuid}, not to {uuid}")
     return found

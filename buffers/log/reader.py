@@ -37,7 +37,7 @@ class LogReader:
         schema = next((schema for schema in schemas if schema is not None), None)
         if schema is None:
             raise RotError(f"{folder}: no segment has a readable head")
-        self.lineage = known or Lineage(schema.uuid)
+        self.lineage = known or Lineage(schema.uuid, ())
         self.uuid, self.chained = self.lineage.uuid, schema.chained
         self._watermark_lsn = 0
         self._settled_lsn: int | None = None  # where a log without a watermark file ends

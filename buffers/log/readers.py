@@ -1,14 +1,17 @@
 """Who reads a log from outside the owner: as long as somebody does, what he began with is not trimmed.
 
 store/readers/gate          held shared while a reader says where it stands, exclusively while the log is trimmed
-store/readers/PID-N.lease   an LSN; locked for as long as the reader lives: a dead one pins nothing
+store/readers/NAME.lease    an LSN; locked for as long as the reader lives: a dead one pins nothing
+
+A lease's name is drawn: the same process id is there once in each container that shares the folder.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import itertools
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,7 @@ from pathlib import Path
 from buffers.log.segments import list_starts
 
 _FOLDER = "readers"
-_NUMBERS = itertools.count()
+_NOT_OURS = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS})  # never trimmed, or not to be marked
 
 
 @contextmanager
@@ -24,10 +27,12 @@ def reading(store: Path) -> Iterator[int]:
     """Inside the block nothing of the data log that is there now goes; its first LSN."""
     try:
         gate = os.open(store / _FOLDER / "gate", os.O_RDWR)
-    except (FileNotFoundError, PermissionError):
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         yield _first(store)
         return
-    path = store / _FOLDER / f"{os.getpid()}-{next(_NUMBERS)}.lease"
+    path = store / _FOLDER / f"{os.getpid()}-{secrets.token_hex(8)}.lease"
     try:
         fcntl.flock(gate, fcntl.LOCK_SH)
         lease = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)

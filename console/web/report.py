@@ -207,7 +207,10 @@ def _samples(material: Material) -> str:
 
 
 def _sample(group: Sequence[Episode], tokenizer: Tokenizer) -> str:
-    prompt = tokenizer.decode(group[0].steps[0].observation.astype(int).tolist(), skip_special_tokens=True)
+    whole = next((episode for episode in group if episode.steps), None)
+    if whole is None:
+        return '<div class="sample"><p><i>erased</i></p></div>'
+    prompt = tokenizer.decode(whole.steps[0].observation.astype(int).tolist(), skip_special_tokens=True)
     tries = []
     for episode in group[:NUM_COMPLETIONS]:
         text = " ".join(f"<code>{part}</code>" for part in _said(episode, tokenizer))

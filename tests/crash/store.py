@@ -349,6 +349,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next ones count up")
     parser.add_argument("--folder", type=Path, help="where the stores lie (default: a temporary one)")
     options = parser.parse_args()
+    if options.folder is not None and not options.folder.is_dir():
+        parser.error(f"--folder {options.folder}: there is no such folder")
     scratch = Path(tempfile.mkdtemp(prefix="ratchet-kills-", dir=options.folder))
     summary = run_rounds(scratch, rounds=options.rounds, seed=options.seed, show=True)
     print(json.dumps(asdict(summary), indent=1))

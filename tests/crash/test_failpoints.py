@@ -1,4 +1,4 @@
-"""A kill at each step of rotate, recover, open, snapshot: what was promised stays, and the step can be done again."""
+"""A kill at each step of what is done to a store: what was promised stays, and the step can be done again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from buffers import snapshots
 from buffers.log import LogReader, verify_chain
 from buffers.view import StoreView
 from tests.crash.failpoints import kill_at_each_step
+from tests.crash.steps import ACTIONS, make_runs, try_steps
 from tests.crash.store import make_run_folder
 from tests.unit.buffers.bench import opened
 from tests.unit.buffers.log.logs import flip_bit, open_log, read_records
@@ -124,3 +125,15 @@ def test_a_kill_at_each_step_of_a_snapshot(tmp_path: Path, stride: int) -> None:
             assert StoreView.open(folder).ledger().episodes == 8
 
     assert kill_at_each_step(prepare, check, tmp_path, stride=stride) > 20 // stride
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_kill_at_each_step_of_an_action(tmp_path: Path, runs: dict[bool, Path], name: str, stride: int) -> None:
+    """What was there before is there and whole, and the action can be done again."""
+    assert try_steps(name, runs, tmp_path, stride=stride) >= 10 // stride

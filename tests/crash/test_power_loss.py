@@ -10,6 +10,7 @@ import pytest
 from buffers.log import create_store
 from buffers.log.files import write_durably
 from contracts.errors import StoreStoppedError
+from tests.crash.commit import LOGS, WAYS, try_all
 from tests.crash.disk import BROKEN, Fault, unsynced, watched
 from tests.crash.losses import Recorder
 from tests.crash.power import Story, check, open_log, record
@@ -27,6 +28,16 @@ def test_what_was_promised_survives(tmp_path: Path, name: str, times: int) -> No
     with unsynced():
         for outcome in random.Random(0).sample(recorder.list_outcomes(), SHARE[name] * times):
             look(outcome)
+
+
+@pytest.mark.parametrize("most", [25, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("log", LOGS)
+def test_a_commit_that_was_lost_in_part_is_a_tear_and_no_rot(tmp_path: Path, log: str, way: str, most: int) -> None:
+    """Every set of its pages, every sector, every byte it may end at: `strict` opens, with nothing that was promised
+    gone and no append by half."""
+    outcomes, tried = try_all(tmp_path, log=log, way=way, most=most)
+    assert outcomes >= tried == min(most, outcomes) > 15
 
 
 def test_a_store_that_promised_something_has_not_vanished(tmp_path: Path) -> None:

@@ -239,6 +239,24 @@ def test_a_dead_reader_does_not_pin_for_ever(tmp_path: Path) -> None:
         assert list((run / "store" / "readers").glob("*.lease")) == []
 
 
+def test_readers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
+    """Each container has its own process 1; a lease that one of them left is in nobody's way."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store"):
+        pass
+    program = (
+        "import os, sys, pathlib; from buffers.log.readers import reading\n"
+        "os.getpid = lambda: 1\n"
+        "with reading(pathlib.Path(sys.argv[1])): print('reads', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(run / "store")]
+    readers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [reader.stdout.readline() for reader in readers if reader.stdout is not None]
+    for reader in readers:
+        reader.communicate()
+    assert said == ["reads\n"] * 2
+
+
 def test_a_sampler_reads_what_it_drew_and_forgets_what_went(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with opened(run / "store", config=bounded()) as bench:

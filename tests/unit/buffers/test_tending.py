@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from buffers import snapshots
+from buffers import branching, snapshots
+from buffers.archive import archive
 from buffers.codec import decode
+from buffers.dispenser import Dispenser
 from buffers.erasure import Choice, erase
 from buffers.index import Changes
 from buffers.log.reader import LogReader
@@ -17,7 +22,7 @@ from buffers.verification import verify
 from buffers.view import StoreView
 from contracts.errors import UserError
 from contracts.records import Batch, Episode, Kind, Ledger, Served
-from tests.unit.buffers.bench import opened
+from tests.unit.buffers.bench import make_step, opened
 from tests.unit.buffers.failpoints import failpoints
 from tests.unit.buffers.test_snapshots import checkpoint, make_run, train
 
@@ -213,6 +218,50 @@ def test_another_copy_of_the_run_can_be_named(run: Path, trained: Path) -> None:
     assert path.read_bytes() == whole
 
 
+def test_only_a_copy_of_the_run_mends_it(run: Path, trained: Path, tmp_path: Path) -> None:
+    """Not a run with segments of the same names, not a folder without a store; a branch does, as far as it shares."""
+    lsn, whole = break_first_episode(run)
+    path, _ = place(run, lsn)
+    broken = path.read_bytes()
+    shutil.rmtree(run / "snapshots")
+    other = make_run(tmp_path / "other")
+    with opened(other / "store") as bench:
+        train(bench, other, steps=2)
+    for source, found in ((other, "that is another store"), (tmp_path / "nowhere", "holds no store")):
+        with pytest.raises(UserError, match=found):
+            repair(run, sources=[source])
+    assert path.read_bytes() == broken
+    assert not (run / "store" / "damaged").exists()
+    branching.restore(trained / "snapshots" / "second", tmp_path / "twig", share=False)
+    assert [(log, start) for log, start, _ in repair(run, sources=[tmp_path / "twig"]).mended] == [("data", lsn)]
+    assert path.read_bytes() == whole
+
+
+def test_a_copy_that_went_on_by_itself_mends_nothing_of_what_came_after(run: Path, tmp_path: Path) -> None:
+    """The same store, the same segment, the same epoch: and yet another log from where the two parted."""
+    fork = copy(run, tmp_path / "fork")
+    for folder, tokens in ((run, 3), (fork, 7)):
+        with opened(folder / "store") as bench:
+            bench.owner.decide(Served(version=3, gap=0.0), bench.session)
+            bench.play(bench.lease(), version=3, steps=(make_step(tokens), make_step(3)))
+    lsn = max(episodes(run))
+    path, offset = place(run, lsn)
+    assert place(fork, max(episodes(fork)))[0].name == path.name
+    damage(path, offset=offset + 60)
+    done = repair(run, sources=[fork])
+    assert (done.mended, [(log, start) for log, start, _ in done.lost]) == ((), [("data", lsn)])
+
+
+def test_what_was_erased_does_not_come_back_with_a_repair(run: Path, trained: Path) -> None:
+    lsn = min(episodes(run))
+    erase(run, Choice(lsns=frozenset((lsn,))), reason="asked for")
+    path, offset = place(run, lsn)
+    damage(path, offset=offset + 20)
+    assert [start for _, start, _ in repair(run, sources=[trained]).mended] == [lsn]
+    assert episodes(run)[lsn].steps == ()
+    assert verify(run).defects == []
+
+
 def test_repair_never_writes_into_a_shared_file(run: Path) -> None:
     lsn, _ = break_first_episode(run)
     path, _ = place(run, lsn)
@@ -311,6 +360,76 @@ def test_a_run_that_lives_is_left_alone(run: Path) -> None:
         for work in (lambda: repair(run), lambda: erase(run, Choice(lsns=frozenset((1,))), reason="")):
             with pytest.raises(UserError, match="is held by process"):
                 work()
+
+
+SECRET = b"a-payload-nobody-should-find"
+
+
+def find_secret(folder: Path) -> list[str]:
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and SECRET in path.read_bytes()
+    ]
+
+
+def test_an_erasure_reaches_every_copy_in_the_run_and_names_the_others(tmp_path: Path) -> None:
+    """Segments, a snapshot and one that was never finished, what a repair set aside, a torn end, the index's pages."""
+    run, uri = make_run(tmp_path / "runs" / "run"), f"file://{tmp_path / 'far'}"
+    secret = make_step()
+    secret = replace(secret, observation=np.frombuffer(SECRET, dtype=np.int32))
+    with opened(run / "store") as bench:
+        train(bench, run, steps=1)
+        make = Dispenser._make_task
+        with pytest.MonkeyPatch.context() as patch:  # a source of tasks that cannot be made again
+            patch.setattr(Dispenser, "_make_task", lambda *given: replace(make(*given), payload=SECRET))
+            external, *_ = bench.lease(1)
+        (lease, *_) = bench.lease(1)
+        ack, *_ = bench.play([lease], steps=(secret,), version=1)
+        bench.owner._state.index.flush()
+    snapshots.create(run, "s")
+    archive(run, uri)
+    branching.restore(run / "snapshots" / "s", tmp_path / "runs" / "twig", share=True)
+    shutil.copytree(run / "snapshots" / "s", run / "snapshots" / ".t.4194305.tmp")
+    whole = copy(run, tmp_path / "whole")
+    path, offset = place(run, ack.lsn)
+    damage(path, offset=offset + 20)
+    (run / "store" / "damaged").mkdir()
+    shutil.copytree(run / "store" / "index", run / "store" / "damaged" / "index-20260131")
+    (run / "store" / "data" / "0000000000100000-0badc0de.torn").write_bytes(b"half a frame " + SECRET)
+    assert repair(run, sources=[whole]).mended
+    assert len({path.split("/")[1] for path in find_secret(run) if path.startswith("store")}) == 3
+    done = erase(run, Choice(tasks=frozenset((external.task.task_id, lease.task.task_id))), reason="asked for")
+    assert find_secret(run) == []
+    assert {path.split("/")[-1] for path in done.removed} == {
+        ".t.4194305.tmp",
+        "index-20260131",
+        "0000000000100000-0badc0de.torn",
+    }
+    assert [text.partition(",")[0] for text in done.elsewhere] == [
+        f"the archive {uri}",
+        str(tmp_path / "runs" / "twig"),
+    ]
+    assert verify(run).defects == []
+    with opened(run / "store") as bench:
+        assert bench.owner.ledger().balanced
+
+
+def test_a_snapshot_that_is_being_taken_is_waited_for(run: Path) -> None:
+    draft = run / "snapshots" / f".t.{os.getpid()}.tmp"
+    draft.mkdir()
+    with pytest.raises(UserError, match="is making or removing a snapshot"):
+        erase(run, Choice(lsns=frozenset((min(episodes(run)),))), reason="asked for")
+    assert draft.is_dir()
+    assert all(episode.steps for episode in episodes(run).values())
+
+
+def test_damage_in_which_something_may_be_left_is_named(run: Path) -> None:
+    lsn = max(episodes(run))
+    path, offset = place(run, lsn)
+    damage(path, offset=offset + 60)
+    done = erase(run, Choice(lsns=frozenset((min(episodes(run)),))), reason="asked for")
+    assert [text for text in done.elsewhere if text.startswith(f"damaged bytes of data LSN {lsn} to ")]
 
 
 @CUTS
