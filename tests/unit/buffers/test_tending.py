@@ -240,11 +240,15 @@ def test_only_a_copy_of_the_run_mends_it(run: Path, trained: Path, tmp_path: Pat
 def test_a_copy_that_went_on_by_itself_mends_nothing_of_what_came_after(run: Path, tmp_path: Path) -> None:
     """The same store, the same segment, the same epoch: and yet another log from where the two parted."""
     fork = copy(run, tmp_path / "fork")
-    for folder, tokens in ((run, 3), (fork, 7)):
+    for folder, tokens in ((run, (3, 9)), (fork, (9, 3))):
         with opened(folder / "store") as bench:
             bench.owner.decide(Served(version=3, gap=0.0), bench.session)
-            bench.play(bench.lease(), version=3, steps=(make_step(tokens), make_step(3)))
+            lease, *_ = bench.lease(1)
+            for member, num_tokens in enumerate(tokens):
+                bench.owner.append([bench.make(lease, member, version=3, steps=(make_step(num_tokens),))])
+            bench.play(bench.lease(1), version=3)  # here the two are as long as each other again
     lsn = max(episodes(run))
+    assert lsn == max(episodes(fork))
     path, offset = place(run, lsn)
     assert place(fork, max(episodes(fork)))[0].name == path.name
     damage(path, offset=offset + 60)
@@ -255,6 +259,7 @@ def test_a_copy_that_went_on_by_itself_mends_nothing_of_what_came_after(run: Pat
 def test_what_was_erased_does_not_come_back_with_a_repair(run: Path, trained: Path) -> None:
     lsn = min(episodes(run))
     erase(run, Choice(lsns=frozenset((lsn,))), reason="asked for")
+    snapshots.delete(run, "second")  # in which it is erased too
     path, offset = place(run, lsn)
     damage(path, offset=offset + 20)
     assert [start for _, start, _ in repair(run, sources=[trained]).mended] == [lsn]
