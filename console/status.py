@@ -46,7 +46,7 @@ class _Status:
     steps: Count | None = None
     step: Count | None = None
     idle: dict[str, _Idle] | None = None
-    lost_shards: tuple[Count, ...] = ()
+    lost_shards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from buffers.verification import verify
 from buffers.view import StoreView
 from contracts.errors import UserError
 from contracts.records import Batch, Episode, Kind, Ledger, Served
-from tests.unit.buffers.bench import make_step, opened
+from tests.unit.buffers.bench import make_step, opened, small_config
 from tests.unit.buffers.failpoints import failpoints
 from tests.unit.buffers.test_snapshots import checkpoint, make_run, train
 
@@ -241,7 +241,7 @@ def test_a_copy_that_went_on_by_itself_mends_nothing_of_what_came_after(run: Pat
     """The same store, the same segment, the same epoch: and yet another log from where the two parted."""
     fork = copy(run, tmp_path / "fork")
     for folder, tokens in ((run, (3, 9)), (fork, (9, 3))):
-        with opened(folder / "store") as bench:
+        with opened(folder / "store", config=small_config(max_staleness=9)) as bench:
             bench.owner.decide(Served(version=3, gap=0.0), bench.session)
             lease, *_ = bench.lease(1)
             for member, num_tokens in enumerate(tokens):
