@@ -191,10 +191,12 @@ def try_all(scratch: Path, *, log: str, way: str, most: int = 0) -> tuple[int, i
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=0, help="outcomes of each kind, drawn at random (default: all)")
+    parser.add_argument("--log", choices=LOGS, action="append", help="this one alone")
     options = parser.parse_args()
-    counted: dict[str, dict[str, int]] = {log: {} for log in LOGS}
+    logs = options.log or LOGS
+    counted: dict[str, dict[str, int]] = {log: {} for log in logs}
     began_s = time.monotonic()
-    for log in LOGS:
+    for log in logs:
         for way in WAYS:
             with tempfile.TemporaryDirectory(prefix="ratchet-commit-") as scratch:
                 _, counted[log][way] = try_all(Path(scratch), log=log, way=way, most=options.most)

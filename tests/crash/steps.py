@@ -195,11 +195,12 @@ def try_steps(name: str, runs: dict[bool, Path], scratch: Path, *, stride: int =
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stride", type=int, default=1, help="try every nth step only")
+    parser.add_argument("--action", choices=ACTIONS, action="append", help="this one alone. Repeatable")
     options = parser.parse_args()
     began_s, counted = time.monotonic(), dict[str, int]()
     with tempfile.TemporaryDirectory(prefix="ratchet-steps-") as scratch:
         runs = make_runs(Path(scratch))
-        for name in ACTIONS:
+        for name in options.action or ACTIONS:
             counted[name] = try_steps(name, runs, Path(scratch) / "tried" / name, stride=options.stride)
     print(json.dumps({"steps": counted, "faults": 0, "wall_s": round(time.monotonic() - began_s, 1)}, indent=1))
     return 0
