@@ -85,10 +85,15 @@ def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> 
 
 def _clear(run_folder: Path) -> None:
     """Remove the snapshots of archivings that were killed: those that a mark of theirs names, and no others."""
-    for mark in sorted((run_folder / "snapshots").glob(".archive-*.sending")):
-        match = _OURS.fullmatch(mark.name)
-        if match and (int(match[2]) == os.getpid() or not Path(f"/proc/{match[2]}").exists()):
-            _forget(mark, match[1])
+    for mark, pid in find_senders(run_folder):
+        if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
+            _forget(mark, mark.name[1:].removesuffix(".sending"))
+
+
+def find_senders(run_folder: Path) -> list[tuple[Path, int]]:
+    """Marks of archivings that are under way or were killed, and the process that was at it."""
+    marks = sorted((run_folder / "snapshots").glob(".archive-*.sending"))
+    return [(mark, int(match[2])) for mark in marks if (match := _OURS.fullmatch(mark.name))]
 
 
 def _forget(mark: Path, name: str) -> None:

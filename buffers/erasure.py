@@ -25,7 +25,7 @@ from uuid import UUID
 import numpy as np
 
 from buffers import snapshots
-from buffers.archive import read_archived
+from buffers.archive import find_senders, read_archived
 from buffers.codec import decode, encode, peek
 from buffers.groups import Stage
 from buffers.index import forget_payloads
@@ -247,14 +247,14 @@ def _blank_snapshot(folder: Path, lsns: Collection[int]) -> bool:
 
 
 def _find_drafts(run_folder: Path) -> list[Path]:
-    """Snapshots that were never finished. Raises UserError where one is being made at this moment."""
+    """Snapshots that were never finished. Raises UserError where one is being made, or sent, at this moment."""
     drafts = snapshots.find_drafts(run_folder)
-    for path, pid in drafts:
+    for path, pid in [*drafts, *find_senders(run_folder)]:
         if Path(f"/proc/{pid}").exists():
             raise UserError(
                 f"erase experience of {run_folder.name}",
-                f"process {pid} is making or removing a snapshot of it: {path.name}",
-                "wait for it; where that is another process by now, remove that folder",
+                f"process {pid} is making, removing or sending a snapshot of it: {path.name}",
+                "wait for it; where that is another process by now, remove what is called so",
             )
     return [path for path, _ in drafts]
 

@@ -55,6 +55,8 @@ class Border(TyperGroup):
             _say("to do: ", FREE_SPACE)
             raise typer.Exit(BAD_INPUT) from None
         except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            if error.filename is None:
+                raise
             _say("error: ", f"{error.filename} cannot be used: {error.strerror}")
             _say("to do: ", "see that it is what it should be, and yours")
             raise typer.Exit(BAD_INPUT) from None

@@ -420,10 +420,11 @@ def test_an_erasure_reaches_every_copy_in_the_run_and_names_the_others(tmp_path:
         assert bench.owner.ledger().balanced
 
 
-def test_a_snapshot_that_is_being_taken_is_waited_for(run: Path) -> None:
-    draft = run / "snapshots" / f".t.{os.getpid()}.tmp"
+@pytest.mark.parametrize("name", [".t.{}.tmp", ".archive-{}-0badc0de.sending"])
+def test_a_snapshot_that_is_being_taken_or_sent_is_waited_for(run: Path, name: str) -> None:
+    draft = run / "snapshots" / name.format(os.getpid())
     draft.mkdir()
-    with pytest.raises(UserError, match="is making or removing a snapshot"):
+    with pytest.raises(UserError, match="is making, removing or sending a snapshot"):
         erase(run, Choice(lsns=frozenset((min(episodes(run)),))), reason="asked for")
     assert draft.is_dir()
     assert all(episode.steps for episode in episodes(run).values())
