@@ -5,6 +5,10 @@ call to a shard is timed and fitted as seconds a call + seconds a row; so are th
 BATCH row in shard 0's control log and the memory of one that is read; and the round trip of a Ray call to a process.
 Simulated: steps of N shards, each call drawn from what was measured (the fit times a residual that was seen), plus a
 round trip, in the order in which the client makes them; a shard's appends as a queue with one server.
+All of it `--rounds` times: a figure is the median over the rounds, beside the least and the most of them.
+
+A call that makes a shard append (`follow` with news) and one that only asks where it stands are two kinds of call: the
+first waits for the disk, the second does not.
 
 Not covered: a network's own delays and losses (one is assumed: its bandwidth), 1,000 real nodes, disks that differ,
 shards that die; residuals are those of this machine, shared disk and all.
@@ -17,9 +21,10 @@ import json
 import tempfile
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -28,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shards import GROUP_SIZE, Heard, InstantPlayer, Steps
-from buffers.addresses import address, part_of
+from buffers.addresses import address, split
 from buffers.codec import decode, encode
 from buffers.owner import StoreOwner, episode_id
 from buffers.sharding import ShardedStore
@@ -51,6 +56,7 @@ IN_FLIGHT = 64  # calls at once, where the client is imagined to make them so
 LARGE_ROWS = 50_000
 ROW_BYTES = 8_400  # of an episode
 PARTS = ("offers", "rows", "network", "commit", "news", "split", "client")
+ASKED = "follow, nothing new"  # a kind of call of its own
 
 
 @dataclass
@@ -92,7 +98,8 @@ class TimedShard:
             began = time.perf_counter()
             answer = method(*given, **named)
             seconds = time.perf_counter() - began
-            self._samples.setdefault(name, []).append((count_rows(name, given, answer), seconds))
+            kind = ASKED if name == "follow" and not given[0].records else name
+            self._samples.setdefault(kind, []).append((count_rows(name, given, answer), seconds))
             return answer
 
         return call
@@ -116,12 +123,11 @@ def count_rows(name: str, given: Sequence[Any], answer: Any) -> int:
 class Measured:
     calls: dict[str, Cost]
     client_row_s: float  # of the learner's client, a row of a batch
-    split_row_s: float  # to find one shard's part of a batch, a row
+    split_row_s: float  # to find all shards' parts of a batch, a row
     row_bytes: float  # in shard 0's control log
     row_memory: float  # of a BATCH that is read
     row_read_s: float
     call_s: float  # round trip
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(folder: Path, *, round_trip_s: float) -> Measured:
@@ -130,7 +136,7 @@ def measure(folder: Path, *, round_trip_s: float) -> Measured:
         take_steps(folder / str(size), groups=size, samples=samples)
     batch = make_batch(LARGE_ROWS)
     payload = encode(batch)
-    split_s = least([lambda: part_of(batch, shard=1)] * 5)
+    split_s = least([lambda: split(batch)] * 5)
     tracemalloc.start()
     kept = decode(Kind.BATCH, payload)
     memory, _ = tracemalloc.get_traced_memory()
@@ -260,15 +266,15 @@ def simulate_step(measured: Measured, *, nodes: int, rows: float, rng: np.random
         "network": rows * ROW_BYTES / NETWORK_BYTES_A_SECOND,
         "commit": float(calls["commit"].draw(rng, calls=1, rows=rows).sum()) + measured.call_s,
         "news": all_shards("follow", part=own) + 2 * all_shards("follow", part=0),
-        "split": nodes * rows * measured.split_row_s,
+        "split": rows * measured.split_row_s,
         "client": rows * measured.client_row_s,
     }
 
 
 def overlapped(parts: dict[str, float]) -> float:
-    """The same with IN_FLIGHT calls at once, and a batch split into its parts in one pass."""
+    """The same with IN_FLIGHT calls at once."""
     asked = (parts["offers"] + parts["rows"] + parts["news"]) / IN_FLIGHT
-    return asked + parts["network"] + parts["commit"] + 3 * parts["client"]
+    return asked + parts["network"] + parts["commit"] + parts["split"] + parts["client"]
 
 
 def queue(measured: Measured, *, rng: np.random.Generator, calls: int = 20_000) -> Floats:
@@ -310,8 +316,34 @@ def plot(rows: Sequence[dict[str, float]], path: Path) -> None:
     figure.savefig(path)
 
 
+def measure_round(folder: Path, *, round_trip_s: float, rng: np.random.Generator) -> dict[str, Any]:
+    """What one round measured, and what the simulation makes of it."""
+    measured = measure(folder, round_trip_s=round_trip_s)
+    rows = [simulate(measured, nodes=nodes, rng=rng) for nodes in NODES]
+    numbers = {key: float(f"{value:.4g}") for key, value in vars(measured).items() if isinstance(value, float)}
+    for name, cost in measured.calls.items():
+        numbers |= {f"{name}: call_ms": round(cost.call_s * 1e3, 3), f"{name}: row_us": round(cost.row_s * 1e6, 2)}
+    return {"measured": numbers, "simulated": rows, "breaks_first": limit(rows)}
+
+
+def summarise(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of each figure [median, least, most] over the rounds."""
+
+    def over(found: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+        columns = {key: [one[key] for one in found if key in one] for key in found[0]}
+        return {key: [float(np.median(column)), min(column), max(column)] for key, column in columns.items()}
+
+    return {
+        "rounds": len(rounds),
+        "measured": over([one["measured"] for one in rounds]),
+        "simulated": [over([one["simulated"][place] for one in rounds]) for place in range(len(NODES))],
+        "breaks_first": dict(Counter(one["breaks_first"] for one in rounds)),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--round-trip-ms", type=float, help="of a call; measured with Ray where it is not given")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; emptied afterwards")
     parser.add_argument("--json", type=Path)
@@ -319,22 +351,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     given = options.round_trip_ms
     round_trip_s = time_round_trip() if given is None else given / 1e3
-    with tempfile.TemporaryDirectory(prefix="ratchet-scale-", dir=options.folder) as scratch:
-        measured = measure(Path(scratch), round_trip_s=round_trip_s)
-    rng = np.random.default_rng(0)
-    rows = [simulate(measured, nodes=nodes, rng=rng) for nodes in NODES]
-    costs = {
-        name: {"call_ms": round(cost.call_s * 1e3, 3), "row_us": round(cost.row_s * 1e6, 2)}
-        for name, cost in measured.calls.items()
-    }
-    found = replace(measured, calls={})
-    numbers = {key: float(f"{value:.4g}") for key, value in vars(found).items() if isinstance(value, float)}
-    report = {"measured": {**numbers, "calls": costs}, "simulated": rows, "breaks_first": limit(rows)}
+    rng, rounds = np.random.default_rng(0), []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="ratchet-scale-", dir=options.folder) as scratch:
+            rounds.append(measure_round(Path(scratch), round_trip_s=round_trip_s, rng=rng))
+    report = summarise(rounds)
     print(json.dumps(report, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+        options.json.write_text(json.dumps(report | {"each": rounds}, indent=1))
     if options.plot:
-        plot(rows, options.plot)
+        plot([{key: found[0] for key, found in row.items()} for row in report["simulated"]], options.plot)
     return 0
 
 

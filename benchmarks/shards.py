@@ -2,13 +2,16 @@
 
 Ray's own nodes, all on this machine: real processes, real calls, real deaths (kill -9 of the owner, then of its node),
 one disk and one loopback. Producers are rollout slots whose player answers at once; a learner cuts batches, reads their
-rows and names versions, and computes nothing. Three windows of `--seconds`: all there; shard 1 gone; shard 1 back.
+rows and names versions, and computes nothing. Windows of `--seconds`: all there, and then `--rounds` times shard 1 gone
+and shard 1 back. Figures are medians over the windows of a kind, beside the least and the most of them.
 
-    append     milliseconds of an append that was acknowledged, through the client of several shards, by window
-    batches    cut and read, by window; the longest pause between two
+    append     milliseconds of an append that was acknowledged, through the client of several shards
+    sample     milliseconds to cut a batch and have its 96 rows, where there were enough groups
+    batches    a second; the longest pause between two
+    back_s     from the start of the returned shard's owner to its groups being in a batch again
     lost       acknowledged episodes that the store does not give back at the end: 0, or it is broken
 
-The peer of the window without the shard is the window before. Not covered: a cut link, a slow disk, a network.
+The peer of a window without the shard is the window before it. Not covered: a cut link, a slow disk, a network.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ NUM_SHARDS, VICTIM = 3, 1
 GROUP_SIZE, GROUPS_PER_STEP, CHUNK = 4, 24, 2
 TOKENS = 700  # of prompt and answer each: a record of 8.4 KB
 DEADLINE_S = 120.0
-Windows = dict[str, tuple[float, float]]
+LOOK_S = 0.02  # between two looks for a full queue
+Windows = list[tuple[str, float, float]]  # kind, begin, end
 
 
 def make_config(root: Path, *, address: str) -> RunConfig:
@@ -90,6 +94,7 @@ class Heard:
     acks: dict[str, int] = field(default_factory=dict)  # episode id → address
     appends: list[tuple[float, float]] = field(default_factory=list)  # (when, seconds), acknowledged ones
     refused: list[tuple[float, float]] = field(default_factory=list)  # those of a lost shard
+    samples: list[tuple[float, float]] = field(default_factory=list)
     batches: list[tuple[float, frozenset[int]]] = field(default_factory=list)  # (when, the shards of its rows)
     num_rows: int = 0
     version: int = 0
@@ -153,7 +158,7 @@ class Steps:
         self._step, self._batch_lsn = 0, -1
         self._publish()
 
-    def try_one(self, *, wait_s: float = 0.0) -> bool:
+    def try_one(self) -> bool:
         """Whether a batch was cut, read and learned from."""
         request = BatchRequest(
             session=self._session,
@@ -165,12 +170,14 @@ class Steps:
             seed=0,
             coefficients={},
         )
-        cut = self._store.append_batch(request, wait_s=wait_s)
+        began = time.monotonic()
+        cut = self._store.append_batch(request)
         if cut is None:
             return False
         self._batch_lsn, batch = cut
         rows = self._store.read([row.reward_lsn for row in batch.rows])
         assert len(rows) == self._num_groups * GROUP_SIZE
+        self._heard.samples.append((began, time.monotonic() - began))
         self._heard.num_rows += len(rows)
         self._heard.batches.append((time.monotonic(), frozenset(shard_of(row.lease) for row in batch.rows)))
         self._step += 1
@@ -208,7 +215,8 @@ class Load:
     def _learn(self) -> None:
         steps = Steps(self.learner, self.heard, num_groups=GROUPS_PER_STEP)
         while not self._stop.is_set():
-            steps.try_one(wait_s=0.2)
+            if not steps.try_one():
+                self._stop.wait(LOOK_S)
 
     def _run(self, work: Any) -> None:
         try:
@@ -246,7 +254,7 @@ def wait_until(ask: Callable[[], Any], what: str) -> Any:
     return answer
 
 
-def measure(folder: Path, *, seconds: float, producers: int) -> dict[str, Any]:
+def measure(folder: Path, *, seconds: float, producers: int, rounds: int = 1) -> dict[str, Any]:
     import ray
 
     with ExitStack() as resources:
@@ -258,26 +266,30 @@ def measure(folder: Path, *, seconds: float, producers: int) -> dict[str, Any]:
         uuid = str(owner.uuid)
         where: dict[str, Any] = {"config": config, "folder": folder, "uuid": uuid}
         shards = start_shards(**where)
-        cards = ray.get([shard.card.remote() for shard in shards], timeout=DEADLINE_S)
         load = Load(config, shards[0], uuid=uuid, producers=producers)
-        windows: Windows = {}
+        windows: Windows = []
+        backs_s: list[float] = []
         with load.running():
             wait_until(lambda: load.heard.batches, "there is no first batch")
-            windows["before"] = load.wait_for(seconds)
-            os.kill(cards[VICTIM]["pid"], signal.SIGKILL)
-            cluster.remove_node(nodes[VICTIM], allow_graceful=False)
-            windows["during"] = load.wait_for(seconds)
-            nodes[VICTIM] = add_node(cluster, VICTIM)
-            back = wait_until(lambda: restart_shard(VICTIM, shards[0], **where), "the node is not back")
-            shards[VICTIM] = back
-            returned = time.monotonic()
-            wait_until(lambda: load.heard.batches[-1][0] > returned and not load.learner.lost, "the shard is not back")
-            back_s = time.monotonic() - returned
-            wait_until(lambda: VICTIM in load.heard.batches[-1][1], "no batch has rows of the shard that came back")
-            windows["after"] = load.wait_for(seconds)
-        report = {**check(load, shards), "back_s": round(back_s, 1), **summarise(load.heard, windows)}
+            windows.append(("before", *load.wait_for(seconds)))
+            for _ in range(rounds):
+                os.kill(ray.get(shards[VICTIM].card.remote(), timeout=DEADLINE_S)["pid"], signal.SIGKILL)
+                cluster.remove_node(nodes[VICTIM], allow_graceful=False)
+                windows.append(("during", *load.wait_for(seconds)))
+                nodes[VICTIM] = add_node(cluster, VICTIM)
+                shards[VICTIM] = wait_until(partial(restart_shard, VICTIM, shards[0], **where), "the node is not back")
+                returned = time.monotonic()
+                wait_until(partial(is_back, load, returned), "no batch has rows of the shard that came back")
+                backs_s.append(round(time.monotonic() - returned, 1))
+                windows.append(("after", *load.wait_for(seconds)))
+        report = {**check(load, shards), "back_s": spread(backs_s), **summarise(load.heard, windows)}
         ray.get([shard.stop.remote() for shard in shards], timeout=DEADLINE_S)
         return report
+
+
+def is_back(load: Load, returned: float) -> bool:
+    """Whether a batch cut since has rows of the shard that was lost."""
+    return any(when > returned and VICTIM in shards for when, shards in load.heard.batches[-20:])
 
 
 def check(load: Load, shards: Sequence[Any]) -> dict[str, Any]:
@@ -305,35 +317,55 @@ def check(load: Load, shards: Sequence[Any]) -> dict[str, Any]:
 
 
 def summarise(heard: Heard, windows: Windows) -> dict[str, Any]:
-    return {name: describe(heard, window) for name, window in windows.items()}
-
-
-def describe(heard: Heard, window: tuple[float, float]) -> dict[str, float]:
-    began, ended = window
-    waits_ms = [seconds * 1e3 for when, seconds in heard.appends if began <= when < ended]
-    cut = [when for when, _ in heard.batches if began <= when < ended]
-    p50, p99 = np.percentile(waits_ms, [50, 99]) if waits_ms else (np.nan, np.nan)
+    """By kind of window: each figure as [median, least, most]."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for kind, began, ended in windows:
+        found.setdefault(kind, []).append(describe(heard, began, ended))
     return {
-        "seconds": round(ended - began, 1),
-        "appends": len(waits_ms),
-        "append_p50_ms": round(float(p50), 2),
-        "append_p99_ms": round(float(p99), 2),
-        "refused": sum(began <= when < ended for when, _ in heard.refused),
-        "batches": len(cut),
-        "longest_pause_s": round(float(np.diff([began, *cut, ended]).max()), 2),
+        kind: {"windows": len(rows), **{key: spread([row[key] for row in rows]) for key in rows[0]}}
+        for kind, rows in found.items()
     }
+
+
+def spread(figures: Sequence[float]) -> list[float]:
+    """[median, least, most]"""
+    return [round(float(one), 2) for one in (np.median(figures), min(figures), max(figures))]
+
+
+def describe(heard: Heard, began: float, ended: float) -> dict[str, float]:
+    seconds = ended - began
+    cut = [when for when, _ in heard.batches if began <= when < ended]
+    appends = [took * 1e3 for when, took in heard.appends if began <= when < ended]
+    samples = [took * 1e3 for when, took in heard.samples if began <= when < ended]
+    return {
+        "seconds": seconds,
+        "appends_per_s": len(appends) / seconds,
+        **quantiles("append", appends),
+        "refused": sum(began <= when < ended for when, _ in heard.refused),
+        "batches_per_s": len(cut) / seconds,
+        **quantiles("sample", samples),
+        "longest_pause_s": float(np.diff([began, *cut, ended]).max()),
+    }
+
+
+def quantiles(name: str, found_ms: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(found_ms, [50, 99]) if found_ms else (np.nan, np.nan)
+    return {f"{name}_p50_ms": float(p50), f"{name}_p99_ms": float(p99)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3, help="deaths and returns")
     parser.add_argument("--producers", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; emptied afterwards")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would measure whoever else uses the machine
     with tempfile.TemporaryDirectory(prefix="ratchet-shards-", dir=options.folder) as scratch:
-        report = measure(Path(scratch) / "run", seconds=options.seconds, producers=options.producers)
+        report = measure(
+            Path(scratch) / "run", seconds=options.seconds, producers=options.producers, rounds=options.rounds
+        )
     print(json.dumps(report, indent=1))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))

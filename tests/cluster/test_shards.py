@@ -17,6 +17,6 @@ def test_a_lost_shard_pauses_its_groups_only_and_catches_up(tmp_path: Path) -> N
     assert found["balanced"]
     assert min(found["by_shard"]) > 0
     assert len(found["by_shard"]) == NUM_SHARDS
-    assert min(found[window]["appends"] for window in ("before", "during", "after")) > 0
-    assert min(found[window]["batches"] for window in ("before", "during", "after")) > 0
+    assert min(found[window]["appends_per_s"][0] for window in ("before", "during", "after")) > 0
+    assert min(found[window]["batches_per_s"][0] for window in ("before", "during", "after")) > 0
     assert found["rows_trained"] == found["rows"] > 0, "each shard has heard of every batch"

@@ -50,9 +50,21 @@ def test_what_breaks_first_is_the_largest_part_of_the_first_step_that_is_too_lon
     assert scale.limit(rows[:1]) == "nothing that takes time a step"
 
 
+def test_a_figure_is_told_with_its_spread() -> None:
+    rows = [scale.simulate(known(call_s=1e-2, row_s=0.0), nodes=nodes, rng=np.random.default_rng(0), steps=1)
+            for nodes in scale.NODES]  # fmt: skip
+    rounds = [
+        {"measured": {"call_s": cost}, "simulated": rows, "breaks_first": scale.limit(rows)} for cost in (3, 1, 2)
+    ]
+    found = scale.summarise(rounds)
+    assert found["measured"]["call_s"] == [2.0, 1, 3]
+    assert found["breaks_first"] == {"news, at 1000 nodes": 3}
+    assert [row["nodes"][0] for row in found["simulated"]] == list(scale.NODES)
+
+
 @pytest.mark.slow
 def test_costs_are_measured_by_real_steps(tmp_path: Path) -> None:
     measured = scale.measure(tmp_path, round_trip_s=1e-3)
-    assert {"append", "lease", "offer", "read", "follow", "commit"} <= measured.calls.keys()
+    assert {"append", "lease", "offer", "read", "follow", "commit", scale.ASKED} <= measured.calls.keys()
     assert measured.calls["read"].row_s > 0
     assert 10 < measured.row_bytes < 100
