@@ -81,6 +81,8 @@ def test_the_live_shards_take_over_the_share_of_a_lost_one(run: ShardedRun, driv
     assert {shard_of(row.lease) for row in batch.rows} == {0, 2}
     assert batch.shard_lsns[1] == -1
     assert run.store.lost == [1]
+    shares = [run.wire.shards[shard].owner._state.config.learner.groups_per_step for shard in (0, 2)]
+    assert sum(shares) == run.config.learner.groups_per_step
     more = by_shard(driver.lease())
     assert not more[1]
     assert len(more[0]) + len(more[2]) > 0
