@@ -1,4 +1,4 @@
-"""One small run whose experience lies in three shards: killed, resumed, one shard killed alone, looked at, replayed."""
+"""One small run whose experience lies in three shards: one shard killed, then all, resumed, looked at, replayed."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ REFUSED = (
     ("store", "repair"),
     ("store", "erase", "--lsn", "1", "--reason", "no"),
     ("store", "archive", "--to", "file:///elsewhere"),
+    ("rewind", "--exclude", "task:one"),
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
