@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from contracts.protocols import Actions, ActRequest, Fleet, InFlight, PolicyEngine
-from contracts.records import Evaluation
+from contracts.records import Batch, Episode, Evaluation
 from environments.control.lanes import Lanes, spaces_of
-from loops.control import ControlPlayer, evaluate
+from learners.stretches import measure_influences
+from loops.control import ControlPlayer, evaluate, measure
 from loops.publish import Publisher
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ class ControlTenant:
         """There is nothing to imitate: genesis has the seeded weights."""
         return {}
 
+    def influences(self, batch: Batch, episodes: Sequence[Episode]) -> NDArray[np.float64]:
+        return measure_influences(batch, episodes, discount=self._config.ppo.discount)
+
     def open_stage(self, folder: Path, engine: Any, *, rank: int) -> ControlStage:
         return ControlStage(self._config, engine=engine, rank=rank)
 
@@ -86,6 +91,9 @@ class ControlStage:
 
     def evaluate(self, version: int, step: int) -> Evaluation:
         return evaluate(self._engine, config=self._config, version=version, step=step)
+
+    def measure(self, step: int) -> Mapping[str, NDArray[np.float64]]:
+        return measure(self._engine, config=self._config, step=step)
 
     def status(self) -> Mapping[str, Any]:
         return {"items": None}

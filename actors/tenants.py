@@ -8,13 +8,16 @@ The actors know this page alone. Heavy imports happen inside these calls: a proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.schema import RunConfig
 from contracts.protocols import InferenceEngine, Learner
-from contracts.records import Evaluation
+from contracts.records import Batch, Episode, Evaluation
 from loops.publish import Publisher
 from loops.rollout import Player
 
@@ -28,6 +31,10 @@ class Stage(Protocol):
 
     def evaluate(self, version: int, step: int) -> Evaluation:
         """Scores of the version that the engine serves, on what is never trained on."""
+        ...
+
+    def measure(self, step: int) -> Mapping[str, NDArray[np.float64]]:
+        """The same item by item, metric → [items]: two versions are asked the same items, under the same draws."""
         ...
 
     def status(self) -> Mapping[str, Any]: ...
@@ -59,6 +66,10 @@ class Tenant(Protocol):
 
     def prepare(self, learner: Any, folder: Path, on_progress: Callable[[int, float], None]) -> Mapping[str, float]:
         """Base weights to genesis weights: the warm start, where the configuration asks for one; its figures."""
+        ...
+
+    def influences(self, batch: Batch, episodes: Sequence[Episode]) -> NDArray[np.float64]:
+        """How hard each row of a batch pulls at the weights, [rows], by the log alone. Raises LearnerError."""
         ...
 
     def open_stage(self, folder: Path, engine: Any, *, rank: int) -> Stage:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.objects import own_folder
 from configs.schema import RunConfig
 from contracts.protocols import Completion, Engine, Fleet, InFlight, Request
-from contracts.records import Evaluation, IntArray
+from contracts.records import Batch, Episode, Evaluation, IntArray
 from environments.host import EnvironmentHost
-from loops.evaluate import evaluate
+from loops.evaluate import evaluate, measure
 from loops.imitation import pairs_to_imitate
 from loops.publish import Publisher
 from loops.text import Policy, TextPlayer
@@ -96,6 +97,13 @@ class TextTenant:
         log.info("warm start done", extra={"seconds": seconds})
         return {**stats, "seconds": seconds}
 
+    def influences(self, batch: Batch, episodes: Sequence[Episode]) -> NDArray[np.float64]:
+        from learners.rows import read_shares
+
+        config = self._config
+        tokens = config.engine.max_tokens * config.environment.max_turns
+        return read_shares(batch, episodes, settings=config.learner, max_tokens=tokens).influences()
+
     def open_stage(self, folder: Path, engine: Any, *, rank: int) -> TextStage:
         return TextStage(self._config, folder=folder, engine=engine)
 
@@ -113,6 +121,9 @@ class TextStage:
 
     def evaluate(self, version: int, step: int) -> Evaluation:
         return evaluate(self._policy, environment=self._environment, config=self._config, version=version, step=step)
+
+    def measure(self, step: int) -> Mapping[str, NDArray[np.float64]]:
+        return measure(self._policy, environment=self._environment, config=self._config, step=step)
 
     def status(self) -> Mapping[str, Any]:
         return {"environment": self._environment.counts, "items": asdict(self._environment.disjoint)}

@@ -43,7 +43,7 @@ def choose_positions(
     """
     again = (position for position in sorted(fold.to_hand_again) if position not in reserved)
     window = islice(
-        chain(again, _new_positions(fold, reserved)), count_admissible(fold, config, num_reserved=len(reserved))
+        chain(again, new_positions(fold, reserved)), count_admissible(fold, config, num_reserved=len(reserved))
     )
     mine = (position for position in window if is_share(position, config, rank=rank, world=world))
     return list(islice(mine, max_tasks))
@@ -54,7 +54,8 @@ def is_share(position: int, config: RunConfig, *, rank: int, world: int) -> bool
     return config.mode == "async" or position % world == rank
 
 
-def _new_positions(fold: Fold, reserved: Collection[int]) -> Iterator[int]:
+def new_positions(fold: Fold, reserved: Collection[int]) -> Iterator[int]:
+    """Positions that nobody was handed, rising without end."""
     position = fold.frontier
     while True:
         if position not in fold.ahead and position not in reserved:

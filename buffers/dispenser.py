@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import islice
 
-from buffers.admission import choose_positions, is_open, is_share
+from buffers.admission import choose_positions, is_open, is_share, new_positions
 from buffers.state import StoreState
 from contracts.protocols import TaskSource
 from contracts.records import Lease, Task
@@ -66,6 +67,33 @@ class Dispenser:
         return resumed + [
             Lease(lsn=lsn, task=task, missing=tuple(range(task.group_size)))
             for lsn, task in zip(lsns, tasks, strict=True)
+        ]
+
+    def adopt(self, tasks: Sequence[tuple[str, int, bytes]], *, producer: str, epoch: int) -> list[Lease]:
+        """Leases of tasks from outside, (task id, group size, payload) each, at the next free positions, whatever
+        admission says. Whoever brings them completes them: they are handed to nobody else."""
+        state = self._state
+        with state.lock:
+            state.check_producer_locked(producer, epoch)
+            branch = state.fold.branch
+            positions = islice(new_positions(state.fold, state.reserved), len(tasks))
+            made = [
+                Task(
+                    task_id=task_id,
+                    position=position,
+                    index=-1,
+                    group_size=group_size,
+                    producer=producer,
+                    branch=branch,
+                    payload=payload,
+                )
+                for (task_id, group_size, payload), position in zip(tasks, positions, strict=True)
+            ]
+            future = self._submit(made, producer, epoch)
+        lsns = state.finish(future)
+        return [
+            Lease(lsn=lsn, task=task, missing=tuple(range(task.group_size)))
+            for lsn, task in zip(lsns, made, strict=True)
         ]
 
     def _resume(self, producer: str, epoch: int, *, max_tasks: int, rank: int, world: int) -> list[Lease]:

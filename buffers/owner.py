@@ -47,6 +47,7 @@ from contracts.records import (
     Ledger,
     Review,
     Session,
+    Task,
 )
 from contracts.shards import News, Offer, Standing
 
@@ -138,6 +139,22 @@ class StoreOwner:
         return self._state.ask_until(
             lambda: self._dispenser.lease(producer, epoch, max_tasks=max_tasks, rank=rank, world=world), wait_s=wait_s
         )
+
+    def adopt(self, tasks: Sequence[tuple[str, int, bytes]], *, producer: str, epoch: int) -> list[Lease]:
+        """Leases of tasks from outside, (task id, group size, payload) each, for experience that is there already.
+        Admission does not bound them; the queue holds them before anything else is handed out."""
+        return self._dispenser.adopt(tasks, producer=producer, epoch=epoch)
+
+    def list_adopted(self, producer: str) -> set[str]:
+        """Ids of the tasks that `producer` had adopted and completed. Reads the data log."""
+        state, found = self._state, set[str]()
+        for lsn, record in self._records.scan_data(state.fold.trimmed_lsn, state.data.writer.durable_lsn):
+            if isinstance(record, Task) and record.producer == producer:
+                with state.lock:
+                    group = state.fold.groups.get(lsn)
+                    if group is not None and not group.missing:
+                        found.add(record.task_id)
+        return found
 
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         return self._intake.append(episodes)

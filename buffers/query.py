@@ -74,6 +74,23 @@ def find(store: Path, query: Query, *, on_progress: OnProgress = ignore) -> Iter
             on_progress(total - (segment.start_lsn - first_lsn), total)
 
 
+def count_acted(
+    store: Path, *, versions: tuple[int, int], on_progress: OnProgress = ignore
+) -> dict[int, dict[str, int]]:
+    """Version → producer → episodes in which it acted, of the versions from one number to another, both included."""
+    acted: dict[int, dict[str, int]] = {}
+    for table in find(store, Query(versions=versions), on_progress=on_progress):
+        column = table["versions"].combine_chunks()
+        numbers = pc.list_flatten(column)
+        producers = table["producer"].take(pc.list_parent_indices(column))
+        pairs = pa.table({"version": numbers, "producer": producers}).group_by(["version", "producer"])
+        for row in pairs.aggregate([([], "count_all")]).to_pylist():
+            if versions[0] <= row["version"] <= versions[1]:
+                counts = acted.setdefault(row["version"], {})
+                counts[row["producer"]] = counts.get(row["producer"], 0) + row["count_all"]
+    return acted
+
+
 def _choose(table: pa.Table, query: Query, rewards: dict[int, tuple[int, float]]) -> pa.Table:
     """The episodes of one segment that fit, with their rewards as they are now."""
     is_episode = table["about"].to_numpy() == table["lsn"].to_numpy()

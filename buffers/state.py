@@ -135,8 +135,8 @@ class StoreState:
     def can_resume_locked(self, group: Group) -> bool:
         """Whether an unfinished lease is worth completing: same branch, and fresh enough for the next batch."""
         head = self.fold.head(self.fold.branch)
-        if group.task.branch != self.fold.branch:
-            return False
+        if group.task.branch != self.fold.branch or group.task.payload is not None:
+            return False  # a task from outside is completed by whoever brought it, or its place is handed out again
         if not group.members:
             return True
         return head is not None and not find_fault(

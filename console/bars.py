@@ -8,16 +8,25 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Call what it gives with (bytes done, bytes in all), as often as you like."""
+def bar(title: str, *, quiet: bool = False, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
+    """Call what it gives with (bytes done, bytes in all), or of another unit, as often as you like."""
     if quiet or not sys.stderr.isatty():
         yield _ignore
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (title, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    sizes = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), unit)
+    with Progress(
+        title, BarColumn(), *sizes, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
         task = progress.add_task(title)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

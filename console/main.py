@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from console import (
+    bisect,
+    blame,
     doctor,
     evaluate,
     export,
@@ -25,6 +27,7 @@ from console import (
     submit,
     sweep,
     trace,
+    version,
 )
 from contracts.errors import (
     FormatError,
@@ -93,6 +96,8 @@ app.command("status")(status.status)
 app.command("stop")(run.stop)
 app.command("replay")(replay.replay)
 app.command("rewind")(rewind.rewind)
+app.command("bisect")(bisect.bisect)
+app.command("blame")(blame.blame)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)
@@ -101,6 +106,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(model.app, name="model")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(store.app, name="store")
+app.add_typer(version.app, name="version")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`ratchet replay RUN|SNAPSHOT`: computes the recorded batches again and compares every step's weights with the log.
 
-With other settings (`--set`) or `--seeds` it trains a new branch of the learner on the same batches, beside the run.
+With other settings (`--set`) or `--seeds` it trains a new branch of the learner on the same batches, beside the run;
+with several values of a setting, one learner for each, and compares them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +23,7 @@ from configs.schema import RunConfig
 from console.preflight import take_engine
 from console.run import Settings
 from console.run_folder import resolve
+from console.sweep import Variant, make_variants, split_values
 from contracts.errors import ConfigError, ReplayMismatchError, RunFolderError
 from contracts.records import Kind, Session
 
@@ -50,10 +54,18 @@ def replay(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="For a branch. Default: beside the run, NAME-replay-TIME.")
     ] = None,
+    points: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Of several learners: how often each is scored along the log.")
+    ] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Compute a run's steps again, without generating anything: compare the weights' hashes, or train a branch."""
     folder = resolve(run)
+    variants = make_variants(settings or [])
+    if len(variants) > 1:
+        asked = Contest(variants, settings or [], seeds=seeds or 1, until=until, points=points)
+        _compare_learners(folder, asked, out=out, as_json=as_json)
+        return
     config = change(folder, settings or [])
     if compares or seeds is not None or out is not None or compare(load(folder / "config.yaml"), config):
         config = take_engine(config)
@@ -134,14 +146,54 @@ def _branch(
         typer.echo(line)
 
 
-def place_branch(folder: Path, out: Path | None) -> Path:
-    """Where a branch goes: never into a run's folder. Raises RunFolderError."""
+@dataclass(frozen=True)
+class Contest:
+    """Several learners that were asked for."""
+
+    variants: Sequence[Variant]
+    settings: Sequence[str]  # those of all included
+    _: KW_ONLY
+    seeds: int
+    until: int | None
+    points: int
+
+
+def _compare_learners(folder: Path, asked: Contest, *, out: Path | None, as_json: bool) -> None:
+    """The same command with the same `out` goes on where it was broken off."""
+    from actors.contest import MARK, compare_learners
+    from console import contest
+
+    fixed = [setting for setting in asked.settings if len(split_values(setting)) == 1]
+    configs = {one.name: take_engine(change(folder, [*fixed, *one.settings])) for one in asked.variants}
+    report = compare_learners(
+        folder,
+        variants=configs,
+        seeds=range(asked.seeds),
+        out=place_branch(folder, out, goes_on=MARK),
+        until=asked.until,
+        points=asked.points,
+        on_step=_ignore if as_json else _show_step,
+        say=lambda text: typer.echo(text, err=True),
+    )
+    contest.write_page(report)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for line in contest.render_text(report):
+        typer.echo(line)
+
+
+def place_branch(folder: Path, out: Path | None, *, goes_on: str | None = None) -> Path:
+    """Where a branch goes: never into a run's folder, nor into one with something in it, unless that has the file
+    `goes_on`. Raises RunFolderError."""
     runs = [one for one in (folder, *folder.parents) if (one / "manifest.json").is_file()]  # a snapshot lies in its run
     if out is None:
         return runs[-1].parent / f"{folder.name}-replay-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     place = out.absolute().resolve()
     if runs[-1] in (place, *place.parents):
         raise RunFolderError(f"a branch in {out}", f"it is inside the run {runs[-1].name}", "name a folder beside it")
+    if goes_on is not None and (place / goes_on).is_file():
+        return place
     if place.is_dir() and _was_killed(place):
         shutil.rmtree(place)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):

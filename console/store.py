@@ -13,7 +13,7 @@ import typer
 from configs.loader import load
 from console.bars import bar
 from console.query import query
-from console.run_folder import name_new, refuse_shards, resolve
+from console.run_folder import name_new, occupied, read_manifest, refuse_shards, resolve
 from console.status import describe_faults
 from contracts.errors import UserError
 
@@ -167,6 +167,34 @@ def erase(
     for place in done.elsewhere:
         typer.echo(f"not reached: {place}")
     typer.echo("not reached: exports and copies that were taken elsewhere")
+
+
+@app.command("import")
+def import_experience(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of `ratchet export`, JSONL or Parquet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Experience made elsewhere into the store of a run that is not running; the same bytes are taken once."""
+    from actors.importing import import_into
+
+    folder = resolve(run)
+    refuse_shards(folder, asked="to import into the store")
+    config = load(folder / "config.yaml")
+    uuid = str(read_manifest(folder)["store_uuid"])
+    with occupied(folder):
+        done = import_into(folder, source.absolute(), uuid=uuid)
+    fitting = (config.max_staleness + 1) * config.learner.groups_per_step
+    if as_json:
+        typer.echo(json.dumps(asdict(done) | {"run": folder.name, "fitting": fitting}))
+        return
+    typer.echo(
+        f"{done.groups:,} groups of {done.episodes:,} episodes, {done.quarantined:,} of them quarantined, "
+        f"{done.scored:,} scored by the newest version; {done.known:,} groups were there already"
+    )
+    typer.echo(f"producer import:{done.digest[:12]}; go on with: ratchet resume {folder.name}")
+    if done.groups > fitting:
+        typer.echo(f"about {fitting:,} groups are learned from before the rest is too old (max_staleness of the run)")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from contracts.protocols import Verdict
 from evaluation.intervals import Interval, bootstrap
 
 METRIC = "sampled_accuracy"  # the one that `held_out.metric` names
+GREEDY = "greedy_accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def score(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, flo
         METRIC: interval.mean,
         "sampled_accuracy_low": interval.low,
         "sampled_accuracy_high": interval.high,
-        "greedy_accuracy": float(np.nanmean(greedy)),
+        GREEDY: float(np.nanmean(greedy)),
         "reward_mean": float(np.mean(rewards)),
         "unscored": float(len(verdicts) - len(rewards)),
     }

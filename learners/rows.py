@@ -39,13 +39,36 @@ class Rows:
     stats: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What each of the N rows counts in the batch's loss, before anything is computed."""
+
+    rewards_N: Float64Array
+    groups_N: NDArray[np.int64]
+    spread_N: NDArray[np.bool_]  # whether the rewards of a row's group differ
+    lengths_N: NDArray[np.int64]  # acted tokens
+    counted_N: NDArray[np.bool_]
+    advantages: list[Float64Array]  # N of each row's acted tokens
+    token_weights_N: Float64Array
+
+    def influences(self) -> Float64Array:
+        """Σ over a row's tokens of |advantage| · what one token counts, [N]: how hard the row pulls at the weights at
+        the step's start, but for the length of each token's own gradient."""
+        sums = [float(np.abs(one).sum()) for one in self.advantages]
+        influences: Float64Array = self.token_weights_N * np.asarray(sums)
+        return influences
+
+
+Gaps = Callable[[Sequence[Sample]], Sequence[FloatArray]]
+
+
 def read_rows(
     batch: Batch,
     episodes: Sequence[Episode],
     *,
     settings: Settings,
     max_tokens: int,
-    log_ratios: Callable[[Sequence[Sample]], Sequence[FloatArray]] | None = None,
+    log_ratios: Gaps | None = None,
 ) -> Rows:
     """Raises LearnerError where batch and episodes do not fit, or a reward or an action is missing.
 
@@ -54,44 +77,68 @@ def read_rows(
     spread counts nowhere: a batch cut for it has none, one from a log that was recorded without it gets smaller.
     `log_ratios` gives log π - log π_reference of each sample's acted tokens, where the KL term is in the reward.
     """
-    formula = settings.formula()
     rewards_N = _rewards(batch, episodes)
     samples = [sample_of(episode) for episode in episodes]
-    behaviours = [np.concatenate([step.log_probs for step in episode.steps]) for episode in episodes]
-    lengths_N = np.asarray([len(behaviour) for behaviour in behaviours], dtype=np.int64)
-    groups_N = np.asarray([row.lease for row in batch.rows], dtype=np.int64)
-    spread_N = _has_spread(rewards_N, groups_N)
-    counted_N = spread_N if formula.dynamic_sampling else np.ones(len(samples), dtype=np.bool_)
-
-    scores_N = rewards_N + overlong_penalties(lengths_N, limit=max_tokens, buffer=settings.overlong_tokens)
-    if settings.shuffle_rewards:
-        scores_N = np.random.default_rng(batch.seed).permutation(scores_N)
-    gaps = [np.zeros(length) for length in lengths_N] if log_ratios is None else log_ratios(samples)
-    cost = settings.kl_coefficient
-    returns = [
-        penalised_returns(score, cost * gap.astype(np.float64)) for score, gap in zip(scores_N, gaps, strict=True)
-    ]
-    advantages = _advantages(returns, groups_N, counted_N, advantage=formula.advantage)
-    weights_N = np.zeros(len(samples))
-    counted = lengths_N[counted_N]
-    weights_N[counted_N] = token_weights(counted, aggregation=formula.aggregation, constant=max_tokens)
-    weights_N *= np.asarray([row.weight for row in batch.rows])
-
-    used_N = counted_N.copy()
+    gaps = None if log_ratios is None else log_ratios(samples)
+    shares = _share(batch, episodes, rewards_N, gaps, settings=settings, max_tokens=max_tokens)
+    used_N = shares.counted_N.copy()
     if settings.skip_zero_spread and not _has_other_gradient(settings):
-        used_N &= np.asarray([bool(one.any()) for one in advantages])
+        used_N &= np.asarray([bool(one.any()) for one in shares.advantages])
     used = np.flatnonzero(used_N)
-    stats = _stats(rewards_N, groups_N, spread_N, lengths_N)
-    stats["advantage_std"] = float(np.std([one.mean() for one in advantages]))
-    if log_ratios is not None:
+    behaviours = [np.concatenate([step.log_probs for step in episode.steps]) for episode in episodes]
+    stats = _stats(rewards_N, shares.groups_N, shares.spread_N, shares.lengths_N)
+    stats["advantage_std"] = float(np.std([one.mean() for one in shares.advantages]))
+    if gaps is not None:
         stats["kl_reference"] = float(np.concatenate(gaps).mean())
     return Rows(
         samples=tuple(samples[place] for place in used),
         behaviours=tuple(behaviours[place] for place in used),
-        advantages=tuple(advantages[place] for place in used),
-        token_weights_M=weights_N[used],
+        advantages=tuple(shares.advantages[place] for place in used),
+        token_weights_M=shares.token_weights_N[used],
         cuts=_cuts(batch, used_N),
         stats=stats,
+    )
+
+
+def read_shares(batch: Batch, episodes: Sequence[Episode], *, settings: Settings, max_tokens: int) -> Shares:
+    """As `read_rows`, without the model: a KL term in the reward is left out. Raises LearnerError."""
+    return _share(batch, episodes, _rewards(batch, episodes), None, settings=settings, max_tokens=max_tokens)
+
+
+def _share(
+    batch: Batch,
+    episodes: Sequence[Episode],
+    rewards_N: Float64Array,
+    gaps: Sequence[FloatArray] | None,
+    *,
+    settings: Settings,
+    max_tokens: int,
+) -> Shares:
+    formula = settings.formula()
+    lengths_N = np.asarray([sum(len(step.action) for step in one.steps) for one in episodes], dtype=np.int64)
+    groups_N = np.asarray([row.lease for row in batch.rows], dtype=np.int64)
+    spread_N = _has_spread(rewards_N, groups_N)
+    counted_N = spread_N if formula.dynamic_sampling else np.ones(len(episodes), dtype=np.bool_)
+    scores_N = rewards_N + overlong_penalties(lengths_N, limit=max_tokens, buffer=settings.overlong_tokens)
+    if settings.shuffle_rewards:
+        scores_N = np.random.default_rng(batch.seed).permutation(scores_N)
+    gaps = [np.zeros(length, dtype=np.float32) for length in lengths_N] if gaps is None else gaps
+    cost = settings.kl_coefficient
+    returns = [
+        penalised_returns(score, cost * gap.astype(np.float64)) for score, gap in zip(scores_N, gaps, strict=True)
+    ]
+    weights_N = np.zeros(len(episodes))
+    counted = lengths_N[counted_N]
+    weights_N[counted_N] = token_weights(counted, aggregation=formula.aggregation, constant=max_tokens)
+    weights_N *= np.asarray([row.weight for row in batch.rows])
+    return Shares(
+        rewards_N=rewards_N,
+        groups_N=groups_N,
+        spread_N=spread_N,
+        lengths_N=lengths_N,
+        counted_N=counted_N,
+        advantages=_advantages(returns, groups_N, counted_N, advantage=formula.advantage),
+        token_weights_N=weights_N,
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from contracts.errors import LearnerError
 from contracts.records import Batch, Episode, FloatArray, IntArray, StopReason
-from learners.advantages import Float64Array, discounted_returns
+from learners.advantages import Float64Array, discounted_returns, gae
 
+EPSILON = 1e-8
 RETURN_BEFORE = "discounted_before"  # reward part: the discounted return of the lane's episode up to this record
 FINISHED, RETURN_SUM, LENGTH_SUM = "finished", "return_sum", "length_sum"  # reward parts: episodes that ended in it
 
@@ -81,3 +82,20 @@ def _describe(episodes: Sequence[Episode], rewards: Sequence[Float64Array]) -> d
         stats["episode_steps_mean"] = sums[LENGTH_SUM] / sums[FINISHED]
     assert all(math.isfinite(value) for value in stats.values())
     return stats
+
+
+def measure_influences(batch: Batch, episodes: Sequence[Episode], *, discount: float) -> Float64Array:
+    """How hard each row of a batch pulls at the policy, [rows]: Σ over its steps of |advantage| / N.
+
+    The critic's values are not in the log: the advantage is what followed in the stretch, discounted, less its mean
+    over the batch, in deviations (REINFORCE with a constant baseline, Williams 1992). Raises LearnerError.
+    """
+    stretches = read_stretches(batch, episodes, discount=discount)
+    nothing = [np.zeros(len(rewards) + 1) for rewards in stretches.rewards]
+    followed = gae(stretches.rewards, nothing, stretches.terminated, discount=discount, gae_lambda=1.0)
+    returns_N = np.concatenate(followed)
+    pulls_N = np.abs(returns_N - returns_N.mean()) / (returns_N.std() + EPSILON) / len(returns_N)
+    owners_N = np.repeat(
+        np.arange(len(episodes)), [sum(len(step.log_probs) for step in episode.steps) for episode in episodes]
+    )
+    return np.bincount(owners_N, weights=pulls_N, minlength=len(episodes)).astype(np.float64)

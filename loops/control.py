@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from contracts.errors import UserError
@@ -207,11 +208,7 @@ def evaluate(engine: Act, *, config: RunConfig, version: int, step: int) -> Eval
 
     Two versions start from the same states. Raises UserError where an environment fails: no score is made up.
     """
-    lanes = Lanes(config.control, num=config.control.evaluation_episodes)
-    try:
-        returns, lengths = _play_greedily(engine, lanes, config=config, step=step)
-    finally:
-        lanes.close()
+    returns, lengths = _play_greedily(engine, config=config, step=step)
     interval = bootstrap(np.asarray(returns))
     return Evaluation(
         version=version,
@@ -230,7 +227,20 @@ def evaluate(engine: Act, *, config: RunConfig, version: int, step: int) -> Eval
     )
 
 
-def _play_greedily(engine: Act, lanes: Lanes, *, config: RunConfig, step: int) -> tuple[list[float], list[int]]:
+def measure(engine: Act, *, config: RunConfig, step: int) -> dict[str, NDArray[np.float64]]:
+    """The same for each episode, float64 [episodes]. Raises what `evaluate` raises."""
+    return {METRIC: np.asarray(_play_greedily(engine, config=config, step=step)[0])}
+
+
+def _play_greedily(engine: Act, *, config: RunConfig, step: int) -> tuple[list[float], list[int]]:
+    lanes = Lanes(config.control, num=config.control.evaluation_episodes)
+    try:
+        return _play(engine, lanes, config=config, step=step)
+    finally:
+        lanes.close()
+
+
+def _play(engine: Act, lanes: Lanes, *, config: RunConfig, step: int) -> tuple[list[float], list[int]]:
     num = len(lanes)
     seen = [lanes.reset(lane, seed=derive_seed(config.seed, "evaluate", lane)) for lane in range(num)]
     returns, lengths = [0.0] * num, [0] * num

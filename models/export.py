@@ -19,7 +19,8 @@ from contracts.protocols import WeightSet
 from models.durable import sync
 from models.folder import check_folder
 from models.lora import peft_config
-from models.registry import FILE_NAME, tensors_of
+from models.registry import tensors_of
+from models.versions import FILE_NAME
 
 # Everything a base folder has beside its weights and its card.
 COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")

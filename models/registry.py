@@ -1,15 +1,12 @@
-"""The versioned registry of weights: one folder a version, hash-checked, visible only when whole.
+"""The versioned registry of weights: one folder a version (models/versions.py), hash-checked, visible only when whole.
 
-    versions/v000123/model.safetensors      the root hash stands in the file's metadata
-
-A version exists if and only if its `model.safetensors` does.
+versions/v000123/model.safetensors      the root hash stands in the file's metadata
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -21,12 +18,11 @@ from safetensors.torch import save_file
 from contracts.errors import FormatError, UserError
 from contracts.protocols import Array, WeightSet
 from models.durable import publish_file
+from models.versions import FILE_NAME, list_versions, version_folder
 
 FORMAT_VERSION = 1
-FILE_NAME = "model.safetensors"
 # Safetensors orders metadata keys at random: everything goes under one, so that the same weights give the same bytes.
 METADATA_KEY = "ratchet"
-_FOLDER = re.compile(r"v(\d{6,})")
 
 
 def root_hash(tensors: Mapping[str, Array], dtypes: Mapping[str, str]) -> str:
@@ -59,16 +55,6 @@ def _tensor_of(array: Array, dtype: str) -> torch.Tensor:
     # Arrays from Ray's object store are read-only, and torch warns about (and could write into) those.
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-
-
-def version_folder(folder: Path, version: int) -> Path:
-    return folder / f"v{version:06d}"
-
-
-def list_versions(folder: Path) -> list[int]:
-    """Versions present, rising."""
-    found = (_FOLDER.fullmatch(path.parent.name) for path in folder.glob(f"v*/{FILE_NAME}"))
-    return sorted(int(match[1]) for match in found if match)
 
 
 def save_version(folder: Path, weights: WeightSet) -> Path:

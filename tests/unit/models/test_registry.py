@@ -10,7 +10,8 @@ import torch
 
 from contracts.errors import FormatError, UserError
 from contracts.protocols import WeightSet
-from models.registry import arrays_of, list_versions, load_version, prune, root_hash, save_version, tensors_of
+from models.registry import arrays_of, load_version, prune, root_hash, save_version, tensors_of
+from models.versions import list_versions
 
 
 def make(version: int, *, fill: float = 1.0) -> WeightSet:
