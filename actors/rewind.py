@@ -19,7 +19,7 @@ from buffers.view import StoreView
 from configs.loader import config_hash, load
 from configs.schema import RunConfig
 from contracts.protocols import WeightSet
-from contracts.records import Evaluation, Session, Version
+from contracts.records import Session, Version
 from loops.ancestry import Ancestry
 from loops.exclusion import Request
 from loops.rewind import Rewind, RewoundStep, cut_branch, mark_of, measure_ess, read_cut, summarise
@@ -50,10 +50,10 @@ def rewind_run(
     uuid = json.loads((to / "manifest.json").read_text())["store_uuid"]
     owner = StoreOwner.open(to / "store", uuid=uuid, config=config, source=task_source(config))
     try:
-        found, weights = _compute(owner, to, config, request, from_first_use=from_first_use, on_step=on_step)
+        work, found, weights = _compute(owner, to, config, request, from_first_use=from_first_use, on_step=on_step)
         if evaluates:
             on_progress("scoring the run and the branch on one engine")
-            found |= _evaluate(owner, run, to, config, weights=weights)
+            found |= _evaluate(owner, run, to, config, weights=weights, work=work)
     finally:
         owner.close()
     report = {
@@ -77,7 +77,7 @@ def _compute(
     *,
     from_first_use: bool,
     on_step: Callable[[RewoundStep], None],
-) -> tuple[dict[str, Any], WeightSet]:
+) -> tuple[Rewind, dict[str, Any], WeightSet]:
     from models.registry import save_version
 
     learner = learner_on_its_base(StoreView.open(to / "store"), to, config=config)
@@ -105,16 +105,18 @@ def _compute(
     found = summarise(work.plan, owner.decisions(), cut=read_cut(to))
     found["ess"] = measure_ess(work.plan, learner=learner, read=owner.read)
     found["version"] = work.version
-    return found, weights
+    return work, found, weights
 
 
-def _evaluate(owner: StoreOwner, run: Path, to: Path, config: RunConfig, *, weights: WeightSet) -> dict[str, Any]:
+def _evaluate(
+    owner: StoreOwner, run: Path, to: Path, config: RunConfig, *, weights: WeightSet, work: Rewind
+) -> dict[str, Any]:
     """Held-out scores of the run's last version and of the branch's, the same items under the same draws."""
     last = _last_version(run)
     steps = {one.version: one.step for _, one in owner.decisions() if isinstance(one, Version)}
     pairs = [(version_weights(run, last.version), last.step), (weights, steps[weights.version])]
     scored = score_versions(to, pairs, config=config)
-    _note(owner, scored[1])
+    work.note(scored[1])
     return {
         "metric": scored[0].metric,
         "recorded": {"version": last.version, "step": last.step, "scores": dict(scored[0].scores)},
@@ -127,10 +129,3 @@ def _last_version(run: Path) -> Version:
     records = StoreView.open(run / "store").decisions()
     ancestry = Ancestry.of(records)
     return [one for _, one in records if isinstance(one, Version) and ancestry.has(one)][-1]
-
-
-def _note(owner: StoreOwner, evaluation: Evaluation) -> None:
-    """Into the branch's own log, once."""
-    known = [one.version for _, one in owner.decisions() if isinstance(one, Evaluation)]
-    if evaluation.version not in known:
-        owner.decide(evaluation, owner.open_session(Session(role="learner", epoch=owner.epoch, wall_time=time.time())))

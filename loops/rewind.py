@@ -37,6 +37,7 @@ from contracts.records import (
     ControlRecord,
     Decision,
     Episode,
+    Evaluation,
     Kind,
     Review,
     Row,
@@ -207,6 +208,12 @@ class Rewind:
                 self._follow(place, left, branch=branch)
         if not any((one.branch, one.step) == (branch, self.step) for one in self._own):
             self._checkpoint(branch)
+
+    def note(self, evaluation: Evaluation) -> None:
+        """Into the branch's own log, once."""
+        known = [one for _, one in self._store.decisions(start=self._cut) if isinstance(one, Evaluation)]
+        if evaluation.version not in [one.version for one in known]:
+            self._decide(evaluation)
 
     def _settle(self) -> None:
         """End what the run had open: a batch that was not computed, groups of what is left out that still wait."""

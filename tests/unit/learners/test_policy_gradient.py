@@ -375,3 +375,16 @@ def test_a_killed_learner_goes_on_in_a_fresh_process_with_the_same_bits(folder: 
     after = run_child(folder, tmp_path / "two", start=3, steps=2, load=before[-1][1])
     assert before + after == uninterrupted
     assert len({root_hash for root_hash, _ in uninterrupted}) == 4
+
+
+def test_log_probs_are_of_the_episodes_own_tokens(folder: Path) -> None:
+    """Of several turns, too: what the environment said in between is left out."""
+    learner = make_learner(folder)
+    _, episodes = make_batch()
+    for found, expected in zip(learner.log_probs(episodes), score(learner, episodes), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    first, second = (episode.steps[0] for episode in episodes[:2])
+    talk = replace(episodes[0], steps=(first, second))
+    (found,) = learner.log_probs([talk])
+    assert len(found) == len(first.action) + len(second.action)
+    np.testing.assert_allclose(found[: len(first.action)], score(learner, episodes)[0], atol=1e-5)

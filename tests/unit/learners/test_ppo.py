@@ -200,3 +200,11 @@ def paid(episode: Episode, *, pays: bool) -> Episode:
         return replace(one, rewards=(one.action if pays else noise).astype(np.float32))
 
     return replace(episode, steps=tuple(step(one) for one in episode.steps))
+
+
+@BOTH
+def test_log_probs_are_those_that_the_play_had(tmp_path: Path, spaces: Spaces) -> None:
+    learner = make_learner(tmp_path / "policy", spaces)
+    episodes = make_episodes(learner, num=2, off=0.0)
+    for episode, log_probs in zip(episodes, learner.log_probs(episodes), strict=True):
+        np.testing.assert_allclose(log_probs, np.concatenate([step.log_probs for step in episode.steps]), atol=1e-6)

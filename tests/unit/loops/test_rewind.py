@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,29 @@ from buffers.verification import verify
 from buffers.view import StoreView
 from configs.schema import RunConfig
 from contracts.errors import RunFolderError, UserError
-from contracts.records import Batch, Branch, Kind, Session, Skip, Version
+from contracts.records import Batch, Branch, Evaluation, Kind, Session, Skip, Version
 from loops.ancestry import Ancestry
 from loops.exclusion import Descendants, Plan, Request, make_plan
 from loops.refold import checkpoint_before, refold
 from loops.replay import computed_batches, replay
-from loops.rewind import Rewind, cut_branch
+from loops.rewind import Rewind, cut_branch, read_cut
 from loops.tasks import PermutedSource
 from tests.crash.plain import NumpyLearner, PlainRun, plain_config
-from tests.unit.console.played import play_in
 from tests.unit.loops.test_protocol import Crash, Tripwire, Watched
 
 STEPS = 8
 WATCHED = {"store": {"open_session", "append_chosen", "decide", "review"}, "learner": {"save", "load"}}
 
 
-def make_run(root: Path, *, mode: str = "sync", steps: int = STEPS, **more: Any) -> Path:
-    config = plain_config(mode=mode, steps=steps, **more)
+def make_run(root: Path, *, mode: str = "sync", steps: int = STEPS, base: str = "") -> Path:
+    config = plain_config(mode=mode, steps=steps)
     folder = root / "run"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("{}\n")
     (folder / "manifest.json").write_text('{"run": "run"}\n')
-    play_in(folder, config)
+    run = PlainRun(folder, config=config, base=base)
+    run.go()
+    run.close()
     return folder
 
 
@@ -244,6 +246,32 @@ def test_groups_that_wait_are_not_learned_from_after_all_and_the_branch_goes_on(
     assert all(ancestry.has(made[span.version]) for one in fresh for span in one.spans)
     assert all(one.equal for one in replay(view, folder=to, learner=NumpyLearner()))
     assert found in {one.root_hash for one in made.values()}
+
+
+def test_an_evaluation_is_noted_once_and_the_branch_resumes_on_its_base(tmp_path: Path) -> None:
+    run, base = make_run(tmp_path, base="a" * 64), "a" * 64
+    request, to = ask_for(run, 4), tmp_path / "other"
+    cut_branch(run, to=to, request=request)
+    uuid = json.loads((to / "manifest.json").read_text())["store_uuid"]
+    config, source = plain_config(steps=STEPS), PermutedSource("guess", num_items=50, seed=1)
+    noted: list[object] = []
+    for _ in range(2):
+        with closing(StoreOwner.open(to / "store", uuid=uuid, config=config, source=source)) as owner:
+            session = Session(role="learner", epoch=0, base_weights=base)
+            work = Rewind(
+                owner, NumpyLearner(), folder=to, request=request, checkpoint_every=2, keep=2, session=session
+            )
+            work.run()
+            work.note(
+                Evaluation(version=work.version, step=work.step, metric="mass", scores={"mass": 1}, items=1, samples=1)
+            )
+            noted = [one for _, one in owner.decisions(start=read_cut(to), kinds=[Kind.EVALUATION])]
+    assert len(noted) == 1
+    (to / "uuid").write_text(uuid)
+    on = PlainRun(to, config=plain_config(steps=STEPS + 1), base=base)
+    on.go()
+    on.close()
+    assert batches_of(to)[-1].step == STEPS + 1
 
 
 def test_a_stored_success_that_is_left_out_is_forgotten(tmp_path: Path) -> None:
