@@ -65,7 +65,7 @@ def archive(run_folder: Path, uri: str, *, on_progress: OnProgress = ignore) -> 
     write_durably(mark, b"")
     try:
         path = snapshots.create(run_folder, name)
-        described = snapshots.read(path)
+        described = snapshots.complete(path)
         with _told(uri):
             sent = _send(place, path, described, on_progress)
             place.write_moment(described)
@@ -141,9 +141,9 @@ def _send(place: _Place, path: Path, described: Snapshot, on_progress: OnProgres
     there = place.list_objects()
     sent: list[int] = []
     for done, (member, digest) in enumerate(described.files.items()):
-        size = (path / member).stat().st_size
+        size = described.links.get(member, (path / member).stat().st_size)
         if there.get(digest) != size:
-            place.send(path / member, digest)
+            place.send(path / member, digest, num_bytes=size)
             sent.append(size)
             there[digest] = size
         on_progress(done + 1, len(described.files))
@@ -165,9 +165,11 @@ class _Place:
         """Digest → size in bytes."""
         return {info.base_name: info.size for info in self._list("objects") if _DIGEST.fullmatch(info.base_name)}
 
-    def send(self, path: Path, digest: str) -> None:
-        """Under another name first: an object that has its name is whole."""
-        self._write_from(path, f"objects/{digest}")
+    def send(self, path: Path, digest: str, *, num_bytes: int) -> None:
+        """The first bytes of a file. Under another name first: an object that has its name is whole."""
+        with path.open("rb") as file, self._draft(f"objects/{digest}") as stream:
+            for chunk in snapshots.read_chunks(file, num_bytes):
+                stream.write(chunk)
 
     def write_moment(self, described: Snapshot) -> None:
         text = json.dumps(snapshots.to_json(described)).encode()
@@ -203,11 +205,6 @@ class _Place:
             fs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
         )
         return [info for info in found if info.is_file]
-
-    def _write_from(self, path: Path, name: str) -> None:
-        with path.open("rb") as file, self._draft(name) as stream:
-            while chunk := file.read(_CHUNK_BYTES):
-                stream.write(chunk)
 
     def _write(self, name: str, data: bytes) -> None:
         with self._draft(name) as stream:

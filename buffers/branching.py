@@ -16,6 +16,7 @@ from uuid import UUID
 
 from buffers import snapshots
 from buffers.inspection import OnProgress, ignore
+from buffers.log.ending import END
 from buffers.log.files import sync_folder, sync_tree, write_durably
 from buffers.log.identity import BEGUN, create_store, write_epoch
 from buffers.log.lineage import LINEAGE, Lineage, read_lineage, write_lineage
@@ -25,7 +26,10 @@ from configs.documents import DocumentError, read
 from contracts.errors import RunFolderError, UserError, is_disk_full
 
 _NEVER_EDITED = ("store/", "checkpoints/", "versions/", "model/")  # a person changes config.yaml and task/ in place
-_OWN = frozenset(("manifest.json", "store/store.json", *(f"store/{log}/{LINEAGE}" for log in ("data", "control"))))
+_LOGS = ("data", "control")
+_OWN = frozenset(
+    ("manifest.json", "store/store.json", *(f"store/{log}/{name}" for log in _LOGS for name in (LINEAGE, END)))
+)
 
 
 def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = ignore) -> UUID:
@@ -41,10 +45,12 @@ def restore(snapshot: Path, to: Path, *, share: bool, on_progress: OnProgress = 
     draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        members = [member for member in described.files if member not in _OWN]
+        members = [member for member in described.members if member not in _OWN]
         for done, member in enumerate(members):
-            shared = share and member.startswith(_NEVER_EDITED)
-            (snapshots.link if shared else snapshots.copy)(snapshot / member, draft / member)
+            num_bytes = described.links.get(member)
+            is_whole = num_bytes is None or (snapshot / member).stat().st_size == num_bytes
+            shared = share and is_whole and member.startswith(_NEVER_EDITED)
+            (snapshots.link if shared else snapshots.copy)(snapshot / member, draft / member, num_bytes=num_bytes)
             on_progress(done + 1, len(members))
         uuid = _adopt(snapshot, draft, described, manifest | {"run": to.name})
         sync_tree(draft)

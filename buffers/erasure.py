@@ -239,6 +239,7 @@ def _blank_snapshot(folder: Path, lsns: Collection[int]) -> bool:
     it."""
     for draft in folder.rglob(".*.tmp"):  # of a call that was killed
         draft.unlink()
+    snapshots.settle(folder)
     blank(folder / "store", lsns)
     return snapshots.renew(folder, [f"store/data/{path.name}" for path in (folder / "store" / "data").glob("*.seg")])
 

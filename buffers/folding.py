@@ -15,7 +15,18 @@ from buffers.codec import decode
 from buffers.fold import Fold
 from buffers.groups import Group, Member, Producer, Stage, Verdict
 from buffers.index import Index, IndexView, Plain
-from contracts.records import Batch, Branch, Checkpoint, Disposition, Fault, Kind, Task, Trim, Version
+from contracts.records import (
+    Batch,
+    Branch,
+    Checkpoint,
+    ControlRecord,
+    Disposition,
+    Fault,
+    Kind,
+    Task,
+    Trim,
+    Version,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -109,6 +120,33 @@ def _unpack_state(fold: Fold, state: Plain) -> None:
         fold.checkpoints[checkpoint.branch] = (lsn, checkpoint)
     for lease in state["unended"]:
         fold.stages[fold.groups[lease].stage].add(lease)  # the shelf keeps it in memory: it has not ended
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """How far a run is, of the control log below `control_lsn`."""
+
+    version: int = -1  # the newest one, -1 before genesis
+    checkpoints: tuple[Checkpoint, ...] = ()  # of each branch the newest, and maybe others, in log order
+    control_lsn: int = 0
+
+    def go_on(self, records: Iterable[tuple[int, ControlRecord]]) -> Milestones:
+        """With what came after; records below `control_lsn` are passed over."""
+        later = [record for lsn, record in records if lsn >= self.control_lsn]
+        return Milestones(
+            max([self.version, *(record.version for record in later if isinstance(record, Version))]),
+            (*self.checkpoints, *(record for record in later if isinstance(record, Checkpoint))),
+        )
+
+
+def find_milestones(index: Index | IndexView) -> Milestones:
+    """As of the index's cut."""
+    if index.state is None:
+        return Milestones()
+    version = index.state["counts"][_COUNTS.index("newest_version")]
+    payloads = [payload for _, payload in sorted(index.state["checkpoints"])]
+    checkpoints = tuple(cast(Checkpoint, decode(Kind.CHECKPOINT, payload)) for payload in payloads)
+    return Milestones(version, checkpoints, index.control_lsn)
 
 
 # ---------------------------------------------------------------------------------------------- shelves

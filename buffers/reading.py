@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,9 +29,13 @@ class Records:
         for frame in self.data.scan(start, end):
             yield frame.lsn, peek(frame.kind, frame.payload)
 
-    def scan_control(self, start: int, end: int) -> Iterator[tuple[int, ControlRecord]]:
+    def scan_control(
+        self, start: int, end: int, *, kinds: Collection[Kind] = ()
+    ) -> Iterator[tuple[int, ControlRecord]]:
+        """`kinds`: none for all."""
         for frame in self.control.scan(start, end):
-            yield frame.lsn, cast(ControlRecord, decode(frame.kind, frame.payload))
+            if not kinds or frame.kind in kinds:
+                yield frame.lsn, cast(ControlRecord, decode(frame.kind, frame.payload))
 
     def begin(self, fold: Fold, *, control_end: int) -> None:
         """Have an empty fold take up where the data log begins, if it was trimmed."""
@@ -74,8 +78,7 @@ class Records:
         return lsn
 
     def read_decisions(self, start: int, end: int, kinds: Sequence[Kind]) -> list[tuple[int, ControlRecord]]:
-        wanted = frozenset(kinds)
-        return [(lsn, record) for lsn, record in self.scan_control(start, end) if not wanted or record.KIND in wanted]
+        return list(self.scan_control(start, end, kinds=frozenset(kinds)))
 
     def _read_episode(self, lsn: int) -> Episode:
         frame = self.data.read(lsn)

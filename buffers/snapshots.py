@@ -3,8 +3,11 @@
     runs/RUN/snapshots/NAME/ { config.yaml, manifest.json, store/, checkpoints/, model/, task/, snapshot.json }
 
 Works on a live run from any process, without its owner: logs only grow, so everything below a watermark stays as it is.
-What never changes again is hard-linked, the rest copied. `snapshot.json` names every file with its sha256. The folder
-gets its name last of all, when everything in it is synced: a half-made one is never taken for a snapshot.
+What a person may change is copied; the rest is hard-linked and not read, the segment that is being written too: a file
+`end` beside it says where the snapshot's log ends, whatever the owner writes behind. `snapshot.json` names every copy
+with its sha256, and every link with how many of its bytes are the snapshot's; `verify` checks a link by what it is (a
+segment by its frames) and adds its sha256. The folder gets its name last of all, when everything in it is synced: a
+half-made one is never taken for a snapshot.
 """
 
 from __future__ import annotations
@@ -14,29 +17,38 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
+from uuid import UUID
 
 from pydantic import Field
 
-from buffers.log.files import sync_folder, sync_tree, write_durably
+from buffers.folding import Milestones, find_milestones
+from buffers.index import IndexView
+from buffers.log.ending import END, write_end
+from buffers.log.files import sync_file, sync_folder, sync_tree, write_durably
+from buffers.log.identity import read_identity
 from buffers.log.lineage import LINEAGE
 from buffers.log.reader import LogReader
 from buffers.log.readers import reading
-from buffers.view import StoreView
+from buffers.log.segments import Gap
+from buffers.reading import Records
 from configs.documents import STRICT, Count, Digest, DocumentError, Lsn, parse
-from contracts.errors import FormatError, RunFolderError, UserError
+from contracts.errors import FormatError, RunFolderError, StoreError, UserError
 from contracts.records import Checkpoint, Kind
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "snapshot.json"
 _FOLDER = "snapshots"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DRAFT = re.compile(r"\..+\.([0-9]+)\.(?:tmp|gone)")
+_LEFT = re.compile(rf"\.{re.escape(MANIFEST)}\.[0-9]+\.tmp")  # by a `verify` that was killed
 _CHUNK_BYTES = 1 << 20
+_MARKED = (Kind.VERSION, Kind.CHECKPOINT)  # what a snapshot's manifest is made from
 _NEEDED = ("config.yaml", "manifest.json", "store/store.json")
 
 
@@ -53,11 +65,17 @@ class Snapshot:
     control_lsn: Lsn
     version: Annotated[int, Field(ge=-1, lt=1 << 63)]  # the newest one in the log, -1 before genesis
     checkpoints: tuple[str, ...]  # folders, relative to the snapshot
-    files: dict[str, Digest]  # path relative to the snapshot → sha256
+    files: dict[str, Digest]  # path relative to the snapshot → sha256; of links once they were verified
+    links: dict[str, Count]  # path → how many of its first bytes are the snapshot's
+
+    @property
+    def members(self) -> list[str]:
+        """All of its files."""
+        return sorted(self.files.keys() | self.links.keys())
 
     @property
     def num_files(self) -> int:
-        return len(self.files)
+        return len(self.members)
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,8 @@ def create(run_folder: Path, name: str) -> Path:
     draft = final.with_name(f".{name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        take(run_folder, draft, name=name)
-        sync_tree(draft)
+        described = take(run_folder, draft, name=name)
+        sync_tree(draft, without={draft / member for member in described.links if member.startswith("store/")})
         draft.rename(final)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -100,7 +118,7 @@ def take(run_folder: Path, draft: Path, *, name: str, wanted: Callable[[Checkpoi
     draft.mkdir(parents=True)
     with reading(run_folder / "store"):
         described = _fill(draft, run_folder, name, wanted)
-    write_manifest(draft, described)
+    (draft / MANIFEST).write_text(_to_text(described))
     return described
 
 
@@ -124,9 +142,10 @@ def find_drafts(run_folder: Path) -> list[tuple[Path, int]]:
 
 
 def renew(path: Path, members: Sequence[str]) -> bool:
-    """Let the manifest say what these of its files are now; whether that is news."""
+    """Let the manifest say what these of its files are now, if it says it of them at all; whether that is news."""
     described = read(path)
-    files = described.files | {member: hash_file(path / member) for member in members}
+    known = [member for member in members if member in described.files]
+    files = described.files | {member: _hash(path, described, member) for member in known}
     if files == described.files:
         return False
     write_manifest(path, replace(described, files=files))
@@ -182,141 +201,233 @@ def delete(run_folder: Path, name: str) -> None:
     shutil.rmtree(gone)
 
 
+def settle(path: Path) -> None:
+    """Have a file of its own for each segment behind whose end, in the snapshot, more was written: what is erased there
+    must not live on here."""
+    for member, num_bytes in read(path).links.items():
+        segment = path / member
+        if segment.stat().st_size > num_bytes:
+            draft = segment.with_name(f".{segment.name}.{os.getpid()}.tmp")
+            copy(segment, draft, num_bytes=num_bytes)
+            sync_file(draft)
+            draft.replace(segment)
+            sync_folder(segment.parent)
+
+
 def verify(path: Path) -> Snapshot:
-    """Compare every file with the manifest. Raises RunFolderError naming those that are missing, changed, or added."""
+    """Compare every file with the manifest, which is complete from then on, where it can be written.
+
+    Raises RunFolderError naming those that are missing, changed, or added.
+    """
     described = read(path)
-    for member in described.files:
+    for member in described.members:
         check_member(path, member)
-    found = {member for member in _walk(path) if member != MANIFEST}
-    faults = [f"{member} is missing" for member in sorted(described.files.keys() - found)]
-    faults += [f"{member} is not of the snapshot" for member in sorted(found - described.files.keys())]
-    faults += [
-        f"{member} was changed"
-        for member, digest in sorted(described.files.items())
-        if member in found and hash_file(path / member) != digest
-    ]
+    found = {member for member in _walk(path) if member != MANIFEST and not _LEFT.fullmatch(member)}
+    faults = [f"{member} is missing" for member in sorted(set(described.members) - found)]
+    faults += [f"{member} is not of the snapshot" for member in sorted(found - set(described.members))]
+    there = [member for member in described.members if member in found]
+    faults += [f"{member} was changed" for member in there if _is_changed(path, described, member)]
     if faults:
         raise RunFolderError(
             f"the snapshot {path}", "; ".join(faults[:10]), "restore it from a copy, or take a new one"
         )
+    return complete(path)
+
+
+def complete(path: Path) -> Snapshot:
+    """Have the manifest say the sha256 of every file, where it can be written; the manifest."""
+    described = read(path)
+    missing = {member: _hash(path, described, member) for member in described.links if member not in described.files}
+    if missing:
+        described = replace(described, files=dict(sorted((described.files | missing).items())))
+        if os.access(path, os.W_OK):
+            write_manifest(path, described)
     return described
+
+
+def _hash(path: Path, described: Snapshot, member: str) -> str:
+    return hash_file(path / member, num_bytes=described.links.get(member))
+
+
+def _is_changed(path: Path, described: Snapshot, member: str) -> bool:
+    """Whether a file is not what the manifest says or, where that says only how long it is, a segment does not read."""
+    digest, num_bytes = described.files.get(member), described.links.get(member, 0)
+    if digest is not None:
+        return _hash(path, described, member) != digest
+    if (path / member).stat().st_size < num_bytes:
+        return True
+    folder, _, name = member.rpartition("/")
+    if not name.endswith(".seg"):
+        return False
+    try:
+        start = int(name.removesuffix(".seg"), 16)
+        return any(isinstance(item, Gap) for item in LogReader(path / folder).walk(start, start + num_bytes))
+    except (StoreError, ValueError):
+        return True
 
 
 def write_manifest(path: Path, described: Snapshot) -> None:
     """Durably."""
-    text = json.dumps(to_json(described), indent=1) + "\n"
-    write_durably(path / MANIFEST, text.encode())
+    write_durably(path / MANIFEST, _to_text(described).encode())
+
+
+def _to_text(described: Snapshot) -> str:
+    return json.dumps(to_json(described), indent=1) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------- filling
 
 
-def _fill(draft: Path, run_folder: Path, name: str, wanted: Callable[[Checkpoint], bool] | None) -> Snapshot:
-    store = run_folder / "store"
-    view = StoreView.open(store)  # its marks: control's was read before data's
-    files = {
-        member: copy(run_folder / member, draft / member)
-        for member in ("config.yaml", "manifest.json", "store/store.json")
-    }
-    files |= _keep_log(store / "control", draft / "store" / "control", end=view.control_lsn, draft=draft)
-    files |= _keep_log(store / "data", draft / "store" / "data", end=view.data_lsn, draft=draft)
-    records = [record for _, record in view.decisions(kinds=[Kind.CHECKPOINT]) if isinstance(record, Checkpoint)]
+class _Draft:
+    """A snapshot's folder as it fills; what is told of each file."""
+
+    def __init__(self, folder: Path, run_folder: Path) -> None:
+        self.folder, self._run_folder = folder, run_folder
+        self.files: dict[str, str] = {}
+        self.links: dict[str, int] = {}
+
+    def copy(self, member: str) -> None:
+        self.files[member] = copy(self._run_folder / member, self.folder / member)
+
+    def link(self, member: str, *, num_bytes: int | None = None) -> None:
+        """What never changes again: the whole file, or its first bytes. Raises FileNotFoundError where it is gone."""
+        source = self._run_folder / member
+        num_bytes = source.stat().st_size if num_bytes is None else num_bytes
+        digest = link(source, self.folder / member, num_bytes=num_bytes)
+        if digest is None:
+            self.links[member] = num_bytes
+        else:
+            self.files[member] = digest
+
+    def keep_tree(self, member: str, keep: Callable[[str], None]) -> None:
+        """Every file below. Raises FileNotFoundError where it is gone, or goes."""
+        if not (self._run_folder / member).is_dir():
+            raise FileNotFoundError(self._run_folder / member)
+        for inner in list(_walk(self._run_folder / member)):
+            keep(f"{member}/{inner}")
+
+    def keep_log(self, member: str, *, end: int) -> None:
+        """The segments of a log up to LSN `end`; that of the owner, who writes on behind it, too."""
+        source, target = self._run_folder / member, self.folder / member
+        target.mkdir(parents=True)
+        if (source / LINEAGE).is_file():
+            self.copy(f"{member}/{LINEAGE}")
+        for segment in LogReader(source).segments():
+            if segment.start_lsn >= end:
+                break
+            num_bytes = min(end, segment.end_lsn) - segment.start_lsn
+            self.link(f"{member}/{segment.path.name}", num_bytes=num_bytes)
+        write_end(target, end)
+        self.files[f"{member}/{END}"] = hash_file(target / END)
+
+    def forget_tree(self, member: str) -> None:
+        shutil.rmtree(self.folder / member, ignore_errors=True)
+        for told in (self.files, self.links):
+            for path in [path for path in told if path.startswith(f"{member}/")]:
+                del told[path]
+
+
+def _fill(folder: Path, run_folder: Path, name: str, wanted: Callable[[Checkpoint], bool] | None) -> Snapshot:
+    draft, store = _Draft(folder, run_folder), run_folder / "store"
+    uuid = read_identity(store)
+    records = Records(store, uuid=uuid)
+    milestones = _find_milestones(store, uuid)
+    control_lsn = records.control.watermark()  # before data's: what it names is then below data's
+    data_lsn = records.data.watermark()
+    if milestones.control_lsn > control_lsn:
+        milestones = Milestones()  # the index is ahead of its log: of no use
+    milestones = milestones.go_on(records.scan_control(max(0, milestones.control_lsn - 1), control_lsn, kinds=_MARKED))
+    for member in ("config.yaml", "manifest.json", "store/store.json"):
+        draft.copy(member)
+    draft.keep_log("store/control", end=control_lsn)
+    draft.keep_log("store/data", end=data_lsn)
+    found = records.scan_control(0, control_lsn, kinds=(Kind.CHECKPOINT,))
+    logged = (record for _, record in found if isinstance(record, Checkpoint))
     if wanted is None:
-        checkpoints = _keep_ends(records, run_folder, draft, files)
+        checkpoints = _keep_ends(draft, run_folder, logged, newest=milestones.checkpoints)
     else:
-        checkpoints = _keep_checkpoints(filter(wanted, records), run_folder, draft, files)
-    for tree, keep in (("model", link), ("task", copy)):  # a person changes task/ in place, and never model/
+        checkpoints = _keep_checkpoints(draft, run_folder, filter(wanted, logged))
+    for tree, keep in (
+        ("model", draft.link),
+        ("task", draft.copy),
+    ):  # a person changes task/ in place, and never model/
         if (run_folder / tree).is_dir():
-            files |= _keep_tree(run_folder, tree, draft, keep=keep)
+            draft.keep_tree(tree, keep)
     return Snapshot(
         name=name,
         run=run_folder.name,
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        store_uuid=str(view.uuid),
-        data_lsn=view.data_lsn,
-        control_lsn=view.control_lsn,
-        version=view.fold.newest_version,
+        store_uuid=str(uuid),
+        data_lsn=data_lsn,
+        control_lsn=control_lsn,
+        version=milestones.version,
         checkpoints=checkpoints,
-        files=dict(sorted(files.items())),
+        files=dict(sorted(draft.files.items())),
+        links=draft.links,
     )
 
 
-def _keep_log(source: Path, target: Path, *, end: int, draft: Path) -> dict[str, str]:
-    """The segments of a log up to LSN `end`: whole sealed ones by link, the one that `end` cuts as a copy."""
-    target.mkdir(parents=True)
-    files = {}
-    if (source / LINEAGE).is_file():
-        files[(target / LINEAGE).relative_to(draft).as_posix()] = copy(source / LINEAGE, target / LINEAGE)
-    for segment in LogReader(source).segments():
-        if segment.start_lsn >= end:
-            break
-        kept = target / segment.path.name
-        if segment.sealed and segment.end_lsn <= end:
-            digest = link(segment.path, kept)
-        else:
-            digest = copy(segment.path, kept, num_bytes=end - segment.start_lsn)
-        files[kept.relative_to(draft).as_posix()] = digest
-    return files
+def _find_milestones(store: Path, uuid: UUID) -> Milestones:
+    """As the index has them; none where there is no index."""
+    index = IndexView(store / "index", uuid=uuid)
+    try:
+        with index.at_one_cut():
+            return find_milestones(index)
+    except StoreError:
+        return Milestones()
 
 
-def _keep_ends(records: list[Checkpoint], run_folder: Path, draft: Path, files: dict[str, str]) -> tuple[str, ...]:
-    """Genesis and the newest checkpoint that is whole; their folders.
+def _keep_ends(
+    draft: _Draft, run_folder: Path, logged: Iterator[Checkpoint], *, newest: Sequence[Checkpoint]
+) -> tuple[str, ...]:
+    """Genesis and the newest checkpoint that is whole; their folders. `logged`: all of them, read only as far as need
+    be; `newest`: some of the last.
 
     A live run forgets old checkpoints, but not its newest: if that one goes while it is linked, a newer one is there,
     later than this snapshot's log, and the next older one is taken.
     """
-    kept = _keep_checkpoints(records[:1], run_folder, draft, files)
-    for record in reversed(records[1:]):
-        if newest := _keep_checkpoints([record], run_folder, draft, files):
-            return (*kept, *newest)
-    if records and not kept:
+    genesis = next(logged, None)
+    if genesis is None:
+        return ()
+    kept = _keep_checkpoints(draft, run_folder, [genesis])
+    for records in (newest, logged):
+        for record in reversed([*records]):
+            if record.folder != genesis.folder and (last := _keep_checkpoints(draft, run_folder, [record])):
+                return (*kept, *last)
+    if not kept:
         raise RunFolderError(
             f"a snapshot of {run_folder}", "none of the checkpoints that its log names is there", "restore one of them"
         )
     return kept
 
 
-def _keep_checkpoints(
-    records: Iterable[Checkpoint], run_folder: Path, draft: Path, files: dict[str, str]
-) -> tuple[str, ...]:
+def _keep_checkpoints(draft: _Draft, run_folder: Path, records: Iterable[Checkpoint]) -> tuple[str, ...]:
     """Link those that are whole; their folders. One that goes while it is linked was not there."""
     kept: list[str] = []
     for folder in dict.fromkeys(record.folder for record in records):
         check_member(run_folder, folder)
         try:
-            files |= _keep_tree(run_folder, folder, draft, keep=link)
+            draft.keep_tree(folder, draft.link)
         except FileNotFoundError:
-            shutil.rmtree(draft / folder, ignore_errors=True)
+            draft.forget_tree(folder)
             continue
         kept.append(folder)
     return tuple(kept)
 
 
-def _keep_tree(root: Path, member: str, draft: Path, *, keep: Callable[[Path, Path], str]) -> dict[str, str]:
-    """Link or copy every file below `root`/`member` into the draft. Raises FileNotFoundError where it is gone, or
-    goes."""
-    folder = root / member
-    if not folder.is_dir():
-        raise FileNotFoundError(folder)
-    files = {}
-    for inner in list(_walk(folder)):
-        path = f"{member}/{inner}"
-        files[path] = keep(root / path, draft / path)
-    return files
-
-
-def link(source: Path, target: Path) -> str:
-    """Hard-link a file that never changes again, or copy what cannot be linked; its sha256."""
+def link(source: Path, target: Path, *, num_bytes: int | None = None) -> str | None:
+    """Hard-link a file of which at least the first bytes never change again. Where it cannot be linked those are
+    copied: their sha256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
-        return copy(source, target)
+        return copy(source, target, num_bytes=num_bytes)
     try:
         target.hardlink_to(source)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        return copy(source, target)
-    return hash_file(target)
+        return copy(source, target, num_bytes=num_bytes)
+    return None
 
 
 def copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
@@ -324,11 +435,9 @@ def copy(source: Path, target: Path, *, num_bytes: int | None = None) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("wb") as writer:
-        left = source.stat().st_size if num_bytes is None else num_bytes
-        while left > 0 and (chunk := reader.read(min(left, _CHUNK_BYTES))):
+        for chunk in read_chunks(reader, num_bytes):
             writer.write(chunk)
             digest.update(chunk)
-            left -= len(chunk)
     return digest.hexdigest()
 
 
@@ -365,6 +474,18 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def hash_file(path: Path) -> str:
+def hash_file(path: Path, *, num_bytes: int | None = None) -> str:
+    """sha256 of a file, or of its first bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for chunk in read_chunks(file, num_bytes):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_chunks(file: BinaryIO, num_bytes: int | None) -> Iterator[bytes]:
+    """The first bytes of a file, or all."""
+    left = sys.maxsize if num_bytes is None else num_bytes
+    while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        yield chunk
+        left -= len(chunk)

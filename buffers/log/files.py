@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,15 +47,20 @@ def make_folder(folder: Path) -> None:
         sync_folder(parent)
 
 
-def sync_tree(folder: Path) -> None:
-    """Make every file and name below `folder` durable."""
+def sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(folder: Path, *, without: Collection[Path] = ()) -> None:
+    """Make every file and name below `folder` durable; of the files `without`, which are durable, their names alone."""
     for current, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            fd = os.open(Path(current) / name, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        for path in (Path(current) / name for name in names):
+            if path not in without:
+                sync_file(path)
         sync_folder(Path(current))
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from buffers.log.ending import read_end
 from buffers.log.frames import FIRST_DIGEST, Frame, RawFrame
 from buffers.log.lineage import Lineage, lineage_of, read_lineage
 from buffers.log.recovery import examine
@@ -45,14 +46,15 @@ class LogReader:
     def watermark(self) -> int:
         """All bytes below this LSN are durable; read again at each call.
 
-        Without a watermark file (a snapshot; after a power loss) it is where recovery would end the log.
+        Without a watermark file (a snapshot; after a power loss) it is where its `end` says, or recovery would end it.
         """
         mark = read_watermark(self._folder)
         if mark is not None and mark.uuid == self.uuid:
             self._watermark_lsn = mark.durable_lsn
         else:
             if self._settled_lsn is None:
-                self._settled_lsn = examine(self._folder, uuid=self.uuid).end_lsn
+                end = read_end(self._folder)
+                self._settled_lsn = examine(self._folder, uuid=self.uuid).end_lsn if end is None else end
             self._watermark_lsn = self._settled_lsn
         return self._watermark_lsn
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+from buffers.log.ending import END, read_end
 from buffers.log.files import find_data_end, sync_folder, write_durably
 from buffers.log.frames import FIRST_DIGEST, MORE, RawFrame
 from buffers.log.lineage import Lineage, lineage_of
@@ -68,6 +69,7 @@ class Examination:
     starts: list[int]
     durable_lsn: int
     epoch: int  # the largest seen
+    bound_lsn: int | None  # where an `end` cuts the log
     end_lsn: int = 0
     num_frames: int = 0
     digest: bytes = FIRST_DIGEST
@@ -118,6 +120,7 @@ def examine(
     lineage = lineage_of(folder, uuid)
     starts, begin_lsn = _take_up(folder, starts, known_lsn=known_lsn, lineage=lineage)
     mark = read_watermark(folder)
+    bound_lsn = read_end(folder) if mark is None else None
     if mark is not None and mark.uuid != uuid:
         mark = None
     for start_lsn in starts:  # identity and versions first, all of them
@@ -128,18 +131,19 @@ def examine(
             raise StoreIdentityError(f"{folder}: a segment of log {schema.log_name!r} lies in log {log_name!r}")
         if chained is not None and schema.chained != chained:
             raise FormatError(f"{folder}: the log was made with chained={schema.chained}, and opened with {chained}")
-    walker = _Walker(durable_lsn=mark.durable_lsn if mark else 0, epoch=mark.epoch if mark else 0, first_lsn=begin_lsn)
+    durable_lsn = mark.durable_lsn if mark else bound_lsn or 0
+    walker = _Walker(durable_lsn=durable_lsn, epoch=mark.epoch if mark else 0, first_lsn=begin_lsn)
     data_end_lsn = starts[0]
-    for start_lsn, limit_lsn in _pair_limits(starts):
+    for start_lsn, limit_lsn in _pair_limits(starts, bound_lsn):
         begin = max(start_lsn, begin_lsn)
         own = lineage.at(start_lsn)
         data_end_lsn = _walk_segment(walker, folder, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn, uuid=own)
-    return _judge(walker, starts=starts, data_end_lsn=data_end_lsn, mark=mark)
+    return _judge(walker, starts=starts, data_end_lsn=data_end_lsn, mark=mark, bound_lsn=bound_lsn)
 
 
-def _pair_limits(starts: list[int]) -> list[tuple[int, int | None]]:
-    """Each segment's start, and where the next one begins; None for the last."""
-    return list(zip(starts, [*starts[1:], None], strict=True))
+def _pair_limits(starts: list[int], bound_lsn: int | None) -> list[tuple[int, int | None]]:
+    """Each segment's start, and where the next one begins; for the last the log's bound."""
+    return list(zip(starts, [*starts[1:], bound_lsn], strict=True))
 
 
 def _take_up(folder: Path, starts: list[int], *, known_lsn: int, lineage: Lineage) -> tuple[list[int], int]:
@@ -175,15 +179,18 @@ def _walk_segment(
             if isinstance(item, Gap) and item.end == end and limit_lsn is None:
                 break  # the end of the log, torn or clean
             walker.take(item)
-        return start_lsn + find_data_end(fd, walker.last.lsn - start_lsn)
+        data_end_lsn = start_lsn + find_data_end(fd, walker.last.lsn - start_lsn)
+        return data_end_lsn if limit_lsn is None else min(data_end_lsn, limit_lsn)
     finally:
         os.close(fd)
 
 
-def _judge(walker: _Walker, *, starts: list[int], data_end_lsn: int, mark: Watermark | None) -> Examination:
+def _judge(
+    walker: _Walker, *, starts: list[int], data_end_lsn: int, mark: Watermark | None, bound_lsn: int | None
+) -> Examination:
     """Tear or rot, now that the largest durable LSN is known."""
     durable = walker.durable_lsn
-    found = Examination(starts, durable_lsn=durable, epoch=walker.epoch)
+    found = Examination(starts, durable_lsn=durable, epoch=walker.epoch, bound_lsn=bound_lsn)
     end_gap = Gap(walker.last.lsn, max(durable, data_end_lsn))
     for gap, last, whole in [*walker.holes, _Hole(end_gap, walker.last, walker.whole)]:
         if gap.start < durable:
@@ -213,7 +220,7 @@ def repair(folder: Path, found: Examination) -> Recovery:
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink()
     torn_bytes, torn_file = 0, None
-    for start_lsn, limit_lsn in _pair_limits(found.starts):
+    for start_lsn, limit_lsn in _pair_limits(found.starts, found.bound_lsn):
         path = name_segment(folder, start_lsn)
         if limit_lsn is None or found.end_lsn < limit_lsn:
             begin = max(found.end_lsn, start_lsn)
@@ -227,6 +234,9 @@ def repair(folder: Path, found: Examination) -> Recovery:
             used_lsn = found.end_lsn if limit_lsn is None else min(limit_lsn, found.end_lsn)
             _truncate(path, used_lsn - start_lsn)
     sync_folder(folder)
+    if found.bound_lsn is not None:  # it is cut there
+        (folder / END).unlink()
+        sync_folder(folder)
     return Recovery(
         end_lsn=found.end_lsn,
         durable_lsn=found.durable_lsn,
@@ -258,15 +268,16 @@ def _keep_tear(path: Path, *, start_lsn: int, begin: int, limit_lsn: int | None)
 
 
 def _truncate(path: Path, size: int) -> None:
-    """Cut the file. One that a snapshot shares by hard link is not written into: a shorter copy takes its name."""
-    found = path.stat()
-    if found.st_size > size and found.st_nlink > 1:
-        with path.open("rb") as file:
-            write_durably(path, file.read(size))
-        return
+    """Cut the file. What a snapshot or its run may have behind, in a file that they share by hard link, is not cut off:
+    a shorter copy takes its name."""
     fd = os.open(path, os.O_RDWR)
     try:
-        if os.fstat(fd).st_size > size:
+        found = os.fstat(fd)
+        if found.st_nlink > 1 and find_data_end(fd, size) > size:
+            with path.open("rb") as file:
+                write_durably(path, file.read(size))
+            return
+        if found.st_size > size:
             os.ftruncate(fd, size)
         os.fsync(fd)
     finally:

@@ -279,8 +279,15 @@ FAULTS = (
     Fault(
         "a snapshot's files are not compared",
         "buffers/snapshots.py",
-        "        if member in found and hash_file(path / member) != digest\n",
-        "        if False\n",
+        "        return _hash(path, described, member) != digest\n",
+        "        return False\n",
+        "tests/unit/buffers/test_snapshots.py::test_what_was_verified_once_is_compared_with_its_sha256",
+    ),
+    Fault(
+        "a snapshot's segments are taken for whole",
+        "buffers/snapshots.py",
+        "        return any(isinstance(item, Gap) for item in",
+        "        return False and any(isinstance(item, Gap) for item in",
         "tests/unit/buffers/test_snapshots.py::test_damage_is_found_and_named",
     ),
     Fault(
@@ -338,6 +345,20 @@ FAULTS = (
         "            if not news.start and any(",
         "            if False and any(",
         f"{SHARDS}::test_a_shard_whose_folder_is_gone_is_not_taken_for_a_new_one",
+    ),
+    Fault(
+        "a snapshot's log ends where its run's does",
+        "buffers/log/reader.py",
+        "                end = read_end(self._folder)\n",
+        "                end = None\n",
+        "tests/unit/buffers/test_snapshots.py::test_the_segment_that_is_written_is_shared_and_ends_where_it_ended",
+    ),
+    Fault(
+        "bytes of a run are cut off a segment that a branch shares",
+        "buffers/log/recovery.py",
+        "        if found.st_nlink > 1 and find_data_end(fd, size) > size:\n",
+        "        if False:\n",
+        "tests/unit/buffers/test_snapshots.py::test_a_crash_after_a_snapshot_copies_no_segment",
     ),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buffers import snapshots
+from buffers import branching, snapshots
 from buffers.owner import StoreOwner
 from buffers.view import StoreView
 from contracts.errors import FormatError, RunFolderError, UserError
@@ -89,6 +89,81 @@ def test_a_snapshot_of_a_stopped_run_links_what_is_sealed(tmp_path: Path) -> Non
     assert (path / "checkpoints" / "step-000001" / "weights.bin").samefile(
         run / "checkpoints" / "step-000001" / "weights.bin"
     )
+
+
+def test_the_segment_that_is_written_is_shared_and_ends_where_it_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with opened(run / "store") as bench:
+        train(bench, run, steps=1)
+        ledger = bench.owner.ledger()
+        path = snapshots.create(run, "live")
+        for log in ("data", "control"):
+            (segment,) = (run / "store" / log).glob("*.seg")
+            assert (path / "store" / log / segment.name).samefile(segment)
+        bench.play(bench.lease(), version=1)
+        bench.serve(2, step=2, parent=1)
+        written = bench.owner.ledger()
+        assert written.episodes > ledger.episodes
+        described = snapshots.verify(path)
+        assert StoreView.open(path / "store").ledger() == ledger
+    shutil.copytree(path, tmp_path / "copy")
+    uuid = branching.restore(path, tmp_path / "twig", share=True)
+    for folder in (tmp_path / "copy", tmp_path / "twig"):
+        with opened(folder / "store") as bench:
+            assert bench.owner.ledger() == ledger
+            bench.owner.attach("goes on")
+    assert StoreView.open(tmp_path / "twig" / "store", uuid=uuid).ledger() == ledger
+    assert StoreView.open(run / "store").ledger() == written
+    assert snapshots.verify(path) == described
+
+
+def test_a_crash_after_a_snapshot_copies_no_segment(tmp_path: Path) -> None:
+    """Zeros behind the log are cut off a file that a snapshot shares; what might be records is not."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store") as bench:
+        train(bench, run, steps=1)
+        path = snapshots.create(run, "live")
+        described = snapshots.verify(path)
+        shutil.copytree(run / "store", tmp_path / "crashed")
+    (segment,) = (run / "store" / "data").glob("*.seg")
+    shared = path / "store" / "data" / segment.name
+    with shared.open("r+b") as file:
+        file.truncate(1 << 20)
+    for log in ("data", "control"):
+        shutil.copy(tmp_path / "crashed" / log / "watermark", run / "store" / log / "watermark")
+    with opened(run / "store"):
+        assert shared.samefile(segment)
+        assert segment.stat().st_size < 1 << 20
+    with shared.open("ab") as file:
+        file.write(b"torn")
+    with opened(run / "store"):
+        assert not shared.samefile(segment)
+    assert snapshots.verify(path) == described
+
+
+def test_what_was_verified_once_is_compared_with_its_sha256(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with opened(run / "store") as bench:
+        train(bench, run, steps=1)
+        path = snapshots.create(run, "s")
+    weights = path / "model" / "model.safetensors"
+    assert "model/model.safetensors" not in snapshots.read(path).files
+    assert snapshots.verify(path) == snapshots.read(path)
+    assert sorted(snapshots.read(path).files) == snapshots.read(path).members
+    weights.write_bytes(weights.read_bytes()[::-1])
+    with pytest.raises(RunFolderError, match=r"model/model.safetensors was changed"):
+        snapshots.verify(path)
+
+
+def test_without_an_index_a_snapshot_is_the_same(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with opened(run / "store") as bench:
+        train(bench, run, steps=3)
+    with_index = snapshots.read(snapshots.create(run, "one"))
+    shutil.rmtree(run / "store" / "index")
+    without = snapshots.read(snapshots.create(run, "two"))
+    assert (without.version, without.checkpoints) == (with_index.version, with_index.checkpoints)
+    assert (without.files, without.links) == (with_index.files, with_index.links)
 
 
 def test_a_snapshot_stays_as_it_is_when_the_run_goes_on(tmp_path: Path) -> None:
@@ -207,6 +282,6 @@ def test_a_snapshot_of_newer_code_is_refused(tmp_path: Path) -> None:
         pass
     path = snapshots.create(run, "s")
     described = json.loads((path / snapshots.MANIFEST).read_text())
-    (path / snapshots.MANIFEST).write_text(json.dumps({**described, "format": 2}))
-    with pytest.raises(FormatError, match="format 2"):
+    (path / snapshots.MANIFEST).write_text(json.dumps({**described, "format": 3}))
+    with pytest.raises(FormatError, match="format 3"):
         snapshots.verify(path)

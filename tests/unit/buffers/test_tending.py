@@ -327,6 +327,25 @@ def test_erased_contents_are_gone_and_counts_stay(run: Path) -> None:
         assert bench.owner.ledger() == before
 
 
+def test_what_is_erased_behind_a_snapshots_end_does_not_live_on_in_it(run: Path) -> None:
+    before = episodes(run)
+    with opened(run / "store") as bench:
+        bench.owner.decide(Served(version=3, gap=0.0), bench.session)
+        path = snapshots.create(run, "early")
+        held = episodes(path)
+        bench.play(bench.lease(max_tasks=1), version=3, environment_version="a word that is nowhere else")
+    lsn = max(episodes(run).keys() - before.keys())
+    shared, offset = place(run, lsn)
+    record = shared.read_bytes()[offset:]
+    assert record in (path / "store" / "data" / shared.name).read_bytes()
+    assert lsn not in held
+    snapshots.verify(path)
+    erase(run, Choice(lsns=frozenset((lsn,))), reason="asked for")
+    assert record not in (path / "store" / "data" / shared.name).read_bytes()
+    assert episodes(path).keys() == held.keys()
+    assert verify(run).defects == []
+
+
 def test_a_whole_task_is_erased_by_name(run: Path) -> None:
     whole = episodes(run)
     task = whole[min(whole)].task_id
