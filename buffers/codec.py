@@ -17,7 +17,7 @@ import struct
 import types
 from collections.abc import Callable, Hashable
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -80,6 +80,7 @@ class _Plan:
     encode: _Encode | None = None
     decode: _Decode | None = None
     has_arrays: bool = False
+    exact: type | None = None  # values of just this type travel as they are
 
 
 # ---------------------------------------------------------------------------------------------- public
@@ -133,22 +134,30 @@ def _fields_plan(record_class: type, plans: list[_Plan]) -> _Plan:
     """A record as the array of its field values."""
     names = tuple(field.name for field in dataclasses.fields(record_class))
     values_of = attrgetter(*names)  # a tuple: every record has two fields or more
-    encoders = tuple((place, plan.encode) for place, plan in enumerate(plans) if plan.encode is not None)
+    encoders = tuple((place, plan.encode, plan.exact) for place, plan in enumerate(plans) if plan.encode is not None)
     decoders = tuple((place, plan.decode) for place, plan in enumerate(plans) if plan.decode is not None)
+    num_fields, make = len(names), partial(object.__new__, record_class)
 
     def encode_record(record: Any, columns: _Columns) -> list[Any]:
         values = list(values_of(record))
-        for place, encode_value in encoders:
-            values[place] = encode_value(values[place], columns)
+        for place, encode_value, exact in encoders:
+            value = values[place]
+            if type(value) is not exact:
+                values[place] = encode_value(value, columns)
         return values
 
     def decode_record(values: list[Any], payload: bytes, base: int) -> Any:
-        if len(values) > len(names):
-            raise ValueError(f"{len(values)} fields, this code knows {len(names)}: written by newer code")
+        num = len(values)
+        if num > num_fields:
+            raise ValueError(f"{num} fields, this code knows {num_fields}: written by newer code")
         for place, decode_value in decoders:
-            if place < len(values):
+            if place < num:
                 values[place] = decode_value(values[place], payload, base)
-        return record_class(**dict(zip(names, values, strict=False)))
+        if num < num_fields:
+            return record_class(**dict(zip(names, values, strict=False)))
+        record = make()
+        record.__dict__.update(zip(names, values, strict=True))  # __init__ of a frozen class makes a call a field
+        return record
 
     return _Plan(encode_record, decode_record, any(plan.has_arrays for plan in plans))
 
@@ -171,9 +180,9 @@ def _plan_of(hint: Any) -> _Plan:
         members = {member.value: member for member in hint}
         return _Plan(lambda value, _: value._value_, lambda value, _payload, _base: members[value])
     if hint is float:
-        return _Plan(lambda value, _: float(value))
+        return _Plan(lambda value, _: float(value), exact=float)
     if hint is int:
-        return _Plan(lambda value, _: value.__index__())
+        return _Plan(lambda value, _: value.__index__(), exact=int)
     if hint in (str, bool, bytes, type(None)):
         return _Plan()
     raise TypeError(f"no rule for a field of type {hint}")
@@ -262,4 +271,4 @@ def _optional_plan(plan: _Plan) -> _Plan:
         decode_optional = (  # noqa: E731
             lambda value, payload, base: None if value is None else decode_value(value, payload, base)
         )
-    return _Plan(encode_optional, decode_optional, plan.has_arrays)
+    return _Plan(encode_optional, decode_optional, plan.has_arrays, plan.exact)

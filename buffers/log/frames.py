@@ -37,6 +37,7 @@ CHAINED = 2  # flag: the previous frame's sha256 follows the header
 
 _HEADER = struct.Struct("<IIQQIIHBBHHQ")
 _CRC = struct.Struct("<I")
+_NO_CRC = bytes(_CRC.size)
 _PADDINGS = tuple(bytes(-length % 8) for length in range(8))  # by the payload's length; the rest is a multiple of 8
 _SCHEMA_PAYLOAD = struct.Struct("<8sHHIQ16s")  # magic, version, chained, salt, start LSN, uuid; then the log's name
 _MAGIC = b"RATCHLOG"
@@ -101,6 +102,7 @@ class Schema:
 
 
 HEADER_BYTES = _HEADER.size
+_unpack_header, _make_header = _HEADER.unpack_from, Header._make
 
 
 def count_frame_bytes(payload_bytes: int, *, chained: bool) -> int:
@@ -162,21 +164,23 @@ class Encoder:
         return b"".join(self.encode(payload, kind=SCHEMA | MUST_UNDERSTAND, lsn=lsn, durable_lsn=lsn))
 
 
-def decode_header(data: bytes, *, lsn: int) -> Header | None:
+def decode_header(data: bytes, offset: int = 0, *, lsn: int) -> Header | None:
     """The header at `lsn`, or None where the bytes cannot be one. Not yet verified by the checksum."""
-    if len(data) < HEADER_BYTES:
+    if len(data) - offset < HEADER_BYTES:
         return None
-    header = Header._make(_HEADER.unpack_from(data))
+    header = _make_header(_unpack_header(data, offset))
     return header if header.lsn == lsn and header.length <= MAX_FRAME_BYTES else None
 
 
-def decode(header: Header, data: bytes) -> RawFrame | None:
-    """The frame whose bytes, without padding, are `data`, or None where the checksum fails. Does not look at the salt.
+def decode(header: Header, data: bytes, offset: int = 0) -> RawFrame | None:
+    """The frame whose bytes stand in `data` from `offset` on, or None where the checksum fails. Does not look at the
+    salt.
 
     Raises FormatError on a whole frame that this code does not understand.
     """
-    body = data[HEADER_BYTES:]
-    blank = _HEADER.pack(header.length, 0, *header[2:])
+    begin, end = offset + HEADER_BYTES, offset + count_unpadded_bytes(header)
+    blank = b"".join((data[offset : offset + 4], _NO_CRC, data[offset + 8 : begin]))
+    body = data[begin:end]
     if google_crc32c.extend(google_crc32c.value(blank), body) != header.crc:
         return None
     unknown = header.kind & MUST_UNDERSTAND and header.kind != SCHEMA | MUST_UNDERSTAND
@@ -185,19 +189,16 @@ def decode(header: Header, data: bytes) -> RawFrame | None:
             f"the frame at LSN {header.lsn} has type {header.kind:#x}, codec {header.codec}, cipher {header.cipher}, "
             f"flags {header.flags:#x}; format version {FORMAT_VERSION} does not know them: read it with a newer Ratchet"
         )
+    next_lsn = header.lsn + ((end - offset + 7) & ~7)
     if header.flags & CHAINED:
-        previous, payload = body[:_DIGEST_BYTES], body[_DIGEST_BYTES:]
-        return RawFrame(header, _end_of(header), previous, sha256(data).digest(), payload)
-    return RawFrame(header, _end_of(header), b"", b"", body)
+        digest = sha256(data[offset:end]).digest()
+        return RawFrame(header, next_lsn, body[:_DIGEST_BYTES], digest, body[_DIGEST_BYTES:])
+    return RawFrame(header, next_lsn, b"", b"", body)
 
 
 def count_unpadded_bytes(header: Header) -> int:
     """Bytes of the frame before its padding."""
     return HEADER_BYTES + _DIGEST_BYTES * bool(header.flags & CHAINED) + header.length
-
-
-def _end_of(header: Header) -> int:
-    return header.lsn + ((count_unpadded_bytes(header) + 7) & ~7)
 
 
 def decode_schema(frame: RawFrame) -> Schema:

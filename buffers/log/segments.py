@@ -122,34 +122,46 @@ class SegmentFile:
 
 
 class _Window:
-    """Reads a segment in large pieces; `get` answers fewer bytes than asked only at the end of the file."""
+    """Reads a segment in large pieces, and frames out of them."""
 
     def __init__(self, fd: int, *, start_lsn: int, chunk_bytes: int) -> None:
         self._fd, self._start_lsn, self._chunk_bytes = fd, start_lsn, chunk_bytes
         self._data, self._base_lsn = b"", start_lsn
+        self._salts: dict[int, int] = {}  # of the epochs that were met
 
-    def get(self, lsn: int, num_bytes: int) -> bytes:
+    def read(self, lsn: int, *, end: int, uuid: UUID | None) -> RawFrame | None:
+        """The whole frame at `lsn`; None where there is none, or one of another life or beyond `end`."""
         offset = lsn - self._base_lsn
-        if offset < 0 or offset + num_bytes > len(self._data):
-            self._data = os.pread(self._fd, max(num_bytes, self._chunk_bytes), lsn - self._start_lsn)
-            self._base_lsn, offset = lsn, 0
-        return self._data[offset : offset + num_bytes]
+        if not 0 <= offset <= len(self._data) - HEADER_BYTES:
+            offset = self._fetch(lsn, HEADER_BYTES)
+        header = decode_header(self._data, offset, lsn=lsn)
+        if header is None or (uuid is not None and header.salt != self._find_salt(uuid, header.epoch)):
+            return None
+        size = count_unpadded_bytes(header)
+        if lsn + size > end:
+            return None
+        if offset + size > len(self._data):
+            offset = self._fetch(lsn, size)
+            if size > len(self._data):
+                return None
+        return decode(header, self._data, offset)
 
+    def _fetch(self, lsn: int, num_bytes: int) -> int:
+        """Have the bytes from `lsn` on, as far as there are any; their offset."""
+        self._data = os.pread(self._fd, max(num_bytes, self._chunk_bytes), lsn - self._start_lsn)
+        self._base_lsn = lsn
+        return 0
 
-def _read(window: _Window, lsn: int, *, start_lsn: int, end: int, uuid: UUID | None) -> RawFrame | None:
-    header = decode_header(window.get(lsn, HEADER_BYTES), lsn=lsn)
-    if header is None or (uuid is not None and header.salt != derive_salt(uuid, start_lsn, header.epoch)):
-        return None
-    size = count_unpadded_bytes(header)
-    if lsn + size > end:
-        return None
-    data = window.get(lsn, size)
-    return decode(header, data) if len(data) == size else None
+    def _find_salt(self, uuid: UUID, epoch: int) -> int:
+        salt = self._salts.get(epoch)
+        if salt is None:
+            salt = self._salts[epoch] = derive_salt(uuid, self._start_lsn, epoch)
+        return salt
 
 
 def read_frame(fd: int, lsn: int, *, start_lsn: int, end: int, uuid: UUID) -> RawFrame | None:
     """The whole frame at `lsn`, or None."""
-    return _read(_Window(fd, start_lsn=start_lsn, chunk_bytes=16 << 10), lsn, start_lsn=start_lsn, end=end, uuid=uuid)
+    return _Window(fd, start_lsn=start_lsn, chunk_bytes=16 << 10).read(lsn, end=end, uuid=uuid)
 
 
 def read_schema(path: Path, *, start_lsn: int, uuid: UUID | None) -> Schema | None:
@@ -160,7 +172,7 @@ def read_schema(path: Path, *, start_lsn: int, uuid: UUID | None) -> Schema | No
     fd = os.open(path, os.O_RDONLY)
     try:
         window = _Window(fd, start_lsn=start_lsn, chunk_bytes=4096)
-        frame = _read(window, start_lsn, start_lsn=start_lsn, end=start_lsn + (1 << 20), uuid=None)
+        frame = window.read(start_lsn, end=start_lsn + (1 << 20), uuid=None)
     finally:
         os.close(fd)
     if frame is None or not frame.is_schema:
@@ -176,7 +188,7 @@ def walk(fd: int, *, start_lsn: int, begin: int, end: int, uuid: UUID) -> Iterat
     window = _Window(fd, start_lsn=start_lsn, chunk_bytes=_CHUNK_BYTES)
     lsn = begin
     while lsn < end:
-        frame = _read(window, lsn, start_lsn=start_lsn, end=end, uuid=uuid)
+        frame = window.read(lsn, end=end, uuid=uuid)
         if frame is None:
             found = _find_frame(fd, start_lsn=start_lsn, begin=lsn + 8, end=end, uuid=uuid)
             yield Gap(lsn, found)
@@ -202,7 +214,7 @@ def _find_frame(fd: int, *, start_lsn: int, begin: int, end: int, uuid: UUID) ->
         own = np.arange(lsn - 8, lsn - 8 + 8 * len(words), 8, dtype=np.uint64)
         for index in np.flatnonzero(words == own):
             candidate = lsn + 8 * int(index) - 8
-            if candidate >= begin and _read(window, candidate, start_lsn=start_lsn, end=end, uuid=uuid) is not None:
+            if candidate >= begin and window.read(candidate, end=end, uuid=uuid) is not None:
                 return candidate
         lsn += 8 * len(words)
     return end
