@@ -155,7 +155,7 @@ def _fields_plan(record_class: type, plans: list[_Plan]) -> _Plan:
                 values[place] = decode_value(values[place], payload, base)
         if num < num_fields:
             return record_class(**dict(zip(names, values, strict=False)))
-        record = make()
+        record: Any = make()
         record.__dict__.update(zip(names, values, strict=True))  # __init__ of a frozen class makes a call a field
         return record
 

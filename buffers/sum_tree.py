@@ -1,8 +1,8 @@
 """Draws rows in proportion to integer priorities: a tree of exact sums (Schaul et al. 2016, "Prioritized experience
-replay", section 3.3), 64 children a node, and one line of sums at the top that is searched whole.
+replay", section 3.3), 16 children a node, and one line of sums at the top that is searched whole.
 
 Priorities are integers, so a sum is the same in whatever order it was made, and a draw is a function of the priorities
-and the seed alone. 8 bytes a row and an eighth of a byte for the sums above.
+and the seed alone. 8 bytes a row and half a byte for the sums above.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
-_FAN_OUT = 64
-_WIDEST_TOP = 4096  # sums: to add them up costs no more than one level of 64 children
+_FAN_OUT = 16
+_WIDEST_TOP = 4096  # sums: to add them up costs no more than one level of children
+_MANY = 64  # fewer nodes are added up sooner twice than sorted
+_MOST_EXACT = 1 << 53  # integers up to here are floats, each
 
 
 class SumTree:
@@ -46,9 +48,9 @@ class SumTree:
         level[nodes] = priorities
         for above in self._levels[1:]:
             nodes = nodes // _FAN_OUT
-            if len(nodes) > _FAN_OUT:  # fewer are added up sooner twice than sorted
+            if len(nodes) > _MANY:
                 nodes = np.unique(nodes)
-            above[nodes] = level.reshape(-1, _FAN_OUT)[nodes].sum(axis=1)
+            above[nodes] = level.reshape(-1, _FAN_OUT).take(nodes, axis=0).sum(axis=1)
             level = above
 
     def find(self, points: IntArray) -> IntArray:
@@ -58,11 +60,13 @@ class SumTree:
         nodes = ends.searchsorted(points, side="right")
         rest = points - (ends[nodes] - top[nodes])
         lanes = np.arange(len(points))
+        leaves = self._levels[0]
         for level in self._levels[-2::-1]:
-            children = level.reshape(-1, _FAN_OUT)[nodes]
+            children = level.reshape(-1, _FAN_OUT).take(nodes, axis=0)
             ends = children.cumsum(axis=1)
             place = (ends > rest[:, None]).argmax(axis=1)
-            rest -= ends[lanes, place] - children[lanes, place]
+            if level is not leaves:
+                rest -= ends[lanes, place] - children[lanes, place]
             nodes = nodes * _FAN_OUT + place
         return nodes
 
@@ -78,8 +82,13 @@ class SumTree:
             bounds = total * np.arange(num + 1) // num
         else:
             bounds = np.array([total * place // num for place in range(num + 1)])
-        low, high = bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1)
-        return self.find(np.minimum(rng.integers(low, high), total - 1))
+        low = bounds[:-1]
+        widths = np.maximum(bounds[1:] - low, 1)
+        if total < _MOST_EXACT:  # a third of what drawing integers from many ranges takes
+            points = low + np.minimum((rng.random(num) * widths).astype(np.int64), widths - 1)
+        else:
+            points = rng.integers(low, low + widths)
+        return self.find(np.minimum(points, total - 1))
 
     def _grow(self, num_rows: int) -> None:
         if num_rows <= len(self._levels[0]):
