@@ -115,8 +115,8 @@ FAULTS = (
     Fault(
         "the salt is not looked at",
         "buffers/log/segments.py",
-        "    if header is None or (uuid is not None and header.salt != derive_salt(uuid, start_lsn, header.epoch)):\n",
-        "    if header is None:\n",
+        "        if header is None or (uuid is not None and header.salt != self._find_salt(uuid, header.epoch)):\n",
+        "        if header is None:\n",
         f"{LOG}/test_recovery.py::test_bytes_of_another_store_and_its_watermark_do_not_count",
     ),
     Fault(
