@@ -41,22 +41,22 @@ PEERS = {"cpprb": "replay", "torchrl": "replay", "torchrl-flushed": "replay", "r
 CHILD = Path(__file__).with_name("store_child.py")
 NUM_PRODUCERS = 32
 KIND = 3  # of a record, for the log
-RAW_BYTES = 256 << 20  # of the preallocated file, written from its start again when full
+RAW_BYTES = 1 << 30  # of a preallocated file; when it is full another follows: an append never overwrites
 
 Append = Callable[[Sequence[bytes]], object]
 
 
 @contextmanager
 def raw(folder: Path) -> Iterator[Append]:
-    fd = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT)
-    os.posix_fallocate(fd, 0, RAW_BYTES)
-    os.fsync(fd)
-    place = 0
+    fd, place = -1, RAW_BYTES
 
     def append(records: Sequence[bytes]) -> None:
-        nonlocal place
+        nonlocal fd, place
         num_bytes = sum(map(len, records))
-        place = 0 if place + num_bytes > RAW_BYTES else place
+        if place + num_bytes > RAW_BYTES:
+            if fd >= 0:
+                os.close(fd)
+            fd, place = preallocate(folder / "raw"), 0
         os.pwritev(fd, records, place)
         place += num_bytes
         os.fdatasync(fd)
@@ -65,6 +65,14 @@ def raw(folder: Path) -> Iterator[Append]:
         yield append
     finally:
         os.close(fd)
+
+
+def preallocate(path: Path) -> int:
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    os.posix_fallocate(fd, 0, RAW_BYTES)
+    os.fsync(fd)
+    return fd
 
 
 @contextmanager
@@ -181,7 +189,9 @@ def measure_memory(num_bytes: int, *, num_records: int, seconds: float) -> float
     rows = np.ones((num_records, num_bytes), dtype=np.uint8)
     out = np.empty((DRAWN, num_bytes), dtype=np.uint8)
     rng = np.random.default_rng(0)
-    return rate(lambda _: rows.take(rng.integers(num_records, size=DRAWN), axis=0, out=out), seconds=seconds)
+    return rate(
+        lambda _: rows.take(rng.integers(num_records, size=DRAWN), axis=0, out=out, mode="clip"), seconds=seconds
+    )
 
 
 def measure_peers(folder: Path, *, num_bytes: int, num_records: int, seconds: float) -> dict[str, float]:

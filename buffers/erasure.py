@@ -240,8 +240,9 @@ def _blank_snapshot(folder: Path, lsns: Collection[int]) -> bool:
     for draft in folder.rglob(".*.tmp"):  # of a call that was killed
         draft.unlink()
     snapshots.settle(folder)
-    blank(folder / "store", lsns)
-    return snapshots.renew(folder, [f"store/data/{path.name}" for path in (folder / "store" / "data").glob("*.seg")])
+    changed = blank(folder / "store", lsns) > 0
+    members = [f"store/data/{path.name}" for path in (folder / "store" / "data").glob("*.seg")]
+    return snapshots.renew(folder, members) or changed
 
 
 # ---------------------------------------------------------------------------------------------- beside the logs
