@@ -175,6 +175,7 @@ def measure_store(folder: Path, *, num_bytes: int, num_records: int, seconds: fl
         **{f"store, {name}": value for name, value in produced.items()},
         **snapped,
         "open, ms": opened["open_ms"],
+        "records in the unsealed segment": opened["unsealed"],
         "records read again": opened["read_again"],
         "disk / payload": (filled["data_bytes"] + beside) / payload,
         "store, sample": sampled["sample"],
@@ -247,11 +248,11 @@ def judge(kind: str, row: dict[str, float]) -> list[dict[str, object]]:
             ("prioritised sample and update / cpprb", 0.5, by_priority / row["cpprb, prioritised"]),
             ("prioritised sample and update / Reverb", 20.0, by_priority / row["reverb, prioritised"]),
         ]
-    most_ms = 10 + 2.5 * row["records read again"] / 1000
+    most_ms = 10 + 2.5 * row["records in the unsealed segment"] / 1000
     at_most = [
         ("disk / payload", 1.02, row["disk / payload"]),
         ("append p99 during snapshots / p99", 2.0, row["append p99 during snapshots, ms"] / row["append p99, ms"]),
-        ("open, ms, at most 10 + 2.5 a thousand records read again", most_ms, row["open, ms"]),
+        ("open, ms, at most 10 + 2.5 a thousand records of the unsealed segment", most_ms, row["open, ms"]),
     ]
     if kind == "tokens":
         at_most.append((f"snapshot of {SNAPSHOT_RECORDS:,} records, ms", 15.0, row["snapshot, ms"]))

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from buffers import snapshots
+from buffers.log.reader import LogReader
 from buffers.owner import StoreOwner, episode_id
 from buffers.replaying import ReplayReader
 from configs.schema import RunConfig
@@ -231,17 +232,25 @@ def time_open(folder: Path) -> Numbers:
     with tempfile.TemporaryDirectory(dir=folder.parent) as other:
         for create in (True, False):
             open_store(Path(other), create=create).close()
+    unsealed = count_unsealed(folder)
     start = time.perf_counter()
     owner = open_store(folder)
     seconds = time.perf_counter() - start
     numbers = {
         "open_ms": seconds * 1e3,
         "records": owner.ledger().episodes,
+        "unsealed": unsealed,
         "read_again": owner._state.data.writer.recovery.num_frames,
         "owner_bytes": anonymous_bytes(),
     }
     owner.close()
     return numbers
+
+
+def count_unsealed(folder: Path) -> int:
+    """Records in the segment that was being written."""
+    reader = LogReader(folder / "data")
+    return sum(1 for _ in reader.scan(reader.segments()[-1].start_lsn))
 
 
 def sample(folder: Path) -> Numbers:

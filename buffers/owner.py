@@ -326,7 +326,10 @@ def _recover(
             "data": (max(fold.data_end, fold.trimmed_lsn), data.end_lsn),
             "control": (fold.control_end, control.end_lsn),
         }
-        for lsn, record in records.replay(**part):
+        frames = data.take_recovered()
+        if data.recovery.begin_lsn > part["data"][0]:
+            frames = None
+        for lsn, record in records.replay(**part, frames=frames):
             indexer.recall(lsn, record)
         indexer.start()
     except BaseException:

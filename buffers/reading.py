@@ -11,6 +11,7 @@ from uuid import UUID
 
 from buffers.codec import decode, peek
 from buffers.fold import Fold
+from buffers.log.frames import Frame
 from buffers.log.reader import LogReader
 from contracts.errors import StoreError
 from contracts.records import Batch, Closed, ControlRecord, Episode, Feedback, Kind, Record, Trim
@@ -43,12 +44,16 @@ class Records:
         if trims:
             fold.begin(cast(Trim, decode(trims[-1].kind, trims[-1].payload)))
 
-    def replay(self, *, data: tuple[int, int], control: tuple[int, int]) -> Iterator[tuple[int, Record]]:
+    def replay(
+        self, *, data: tuple[int, int], control: tuple[int, int], frames: Sequence[Frame] | None = None
+    ) -> Iterator[tuple[int, Record]]:
         """Both logs' records between these LSNs as one history: each decision right after the data that it may name.
 
-        A part of the logs may begin in the middle of a frame, which is then no part of it.
+        A part of the logs may begin in the middle of a frame, which is then no part of it. `frames`: those of the data
+        log from there on, where somebody has read them.
         """
-        happened = (item for item in self.scan_data(max(0, data[0] - 1), data[1]) if item[0] >= data[0])
+        read = self.data.scan(max(0, data[0] - 1), data[1]) if frames is None else frames
+        happened = ((frame.lsn, peek(frame.kind, frame.payload)) for frame in read if frame.lsn >= data[0])
         ahead = next(happened, None)
         for lsn, decision in self.scan_control(max(0, control[0] - 1), control[1]):
             if lsn < control[0]:

@@ -27,6 +27,8 @@ from buffers.log.segments import Gap, list_starts, name_segment, read_frame, rea
 from buffers.log.watermark import Watermark, read_boot_id, read_watermark
 from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError, is_disk_full
 
+_MOST_KEPT_BYTES = 32 << 20  # of what was read
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -46,6 +48,7 @@ class Recovery:
     torn_file: str | None
     rot: tuple[tuple[int, int], ...]
     uncertain_from: int | None
+    begin_lsn: int = 0  # where reading began
 
 
 class _Point(NamedTuple):
@@ -70,21 +73,25 @@ class Examination:
     durable_lsn: int
     epoch: int  # the largest seen
     bound_lsn: int | None  # where an `end` cuts the log
+    begin_lsn: int  # where reading began
     end_lsn: int = 0
     num_frames: int = 0
     digest: bytes = FIRST_DIGEST
     rot: list[tuple[int, int]] = field(default_factory=list)
     uncertain_from: int | None = None
+    is_synced: bool = False  # for certain, all of it
+    frames: list[RawFrame] | None = None  # all that were read; None where that is too much to keep
 
 
 class _Walker:
     """Goes over all frames once and remembers the holes; what they mean is known only at the end."""
 
     def __init__(self, *, durable_lsn: int, epoch: int, first_lsn: int) -> None:
-        self.durable_lsn, self.epoch = durable_lsn, epoch
+        self.durable_lsn, self.epoch, self.first_lsn = durable_lsn, epoch, first_lsn
         self.last = self.whole = _Point(first_lsn, 0, FIRST_DIGEST)
         self.holes: list[_Hole] = []
         self.broken: list[tuple[int, int]] = []  # frames whose successor carries another hash
+        self.frames: list[RawFrame] | None = []
         self._before: tuple[int, int] | None = None  # where the frame before lies; None after a gap
 
     def take(self, item: RawFrame | Gap) -> None:
@@ -103,6 +110,10 @@ class _Walker:
         self._before = (header.lsn, item.next_lsn)
         if not header.flags & MORE:
             self.whole = self.last
+        if self.frames is not None:
+            self.frames.append(item)
+            if item.next_lsn - self.frames[0].header.lsn > _MOST_KEPT_BYTES:
+                self.frames = None
 
 
 def examine(
@@ -190,7 +201,14 @@ def _judge(
 ) -> Examination:
     """Tear or rot, now that the largest durable LSN is known."""
     durable = walker.durable_lsn
-    found = Examination(starts, durable_lsn=durable, epoch=walker.epoch, bound_lsn=bound_lsn)
+    found = Examination(
+        starts,
+        durable_lsn=durable,
+        epoch=walker.epoch,
+        bound_lsn=bound_lsn,
+        begin_lsn=walker.first_lsn,
+        frames=walker.frames,
+    )
     end_gap = Gap(walker.last.lsn, max(durable, data_end_lsn))
     for gap, last, whole in [*walker.holes, _Hole(end_gap, walker.last, walker.whole)]:
         if gap.start < durable:
@@ -203,6 +221,7 @@ def _judge(
     exact = mark is not None and mark.boot_id == read_boot_id()
     if not exact and max(found.end_lsn, data_end_lsn) > durable:
         found.uncertain_from = durable
+    found.is_synced = exact and mark is not None and found.end_lsn <= mark.durable_lsn
     return found
 
 
@@ -217,11 +236,13 @@ def refuse_rot(found: Examination, *, folder: Path) -> None:
 
 def repair(folder: Path, found: Examination) -> Recovery:
     """Cut the tear (kept as .torn), seal every segment, remove half-made files, make what is left durable."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()
+    left = list(folder.glob(".*.tmp"))
+    for path in left:
+        path.unlink()
     torn_bytes, torn_file = 0, None
     for start_lsn, limit_lsn in _pair_limits(found.starts, found.bound_lsn):
         path = name_segment(folder, start_lsn)
+        num_bytes = 0
         if limit_lsn is None or found.end_lsn < limit_lsn:
             begin = max(found.end_lsn, start_lsn)
             name, num_bytes = _keep_tear(path, start_lsn=start_lsn, begin=begin, limit_lsn=limit_lsn)
@@ -230,10 +251,12 @@ def repair(folder: Path, found: Examination) -> Recovery:
             if path.stat().st_nlink == 1:
                 _truncate(path, 0)  # a reader may have it open
             path.unlink()
+            left.append(path)
         else:
             used_lsn = found.end_lsn if limit_lsn is None else min(limit_lsn, found.end_lsn)
-            _truncate(path, used_lsn - start_lsn)
-    sync_folder(folder)
+            _truncate(path, used_lsn - start_lsn, must_sync=num_bytes > 0 or not found.is_synced)
+    if left:
+        sync_folder(folder)
     if found.bound_lsn is not None:  # it is cut there
         (folder / END).unlink()
         sync_folder(folder)
@@ -245,6 +268,7 @@ def repair(folder: Path, found: Examination) -> Recovery:
         torn_file=torn_file,
         rot=tuple(found.rot),
         uncertain_from=found.uncertain_from,
+        begin_lsn=found.begin_lsn,
     )
 
 
@@ -267,9 +291,9 @@ def _keep_tear(path: Path, *, start_lsn: int, begin: int, limit_lsn: int | None)
     return torn.name, num_bytes
 
 
-def _truncate(path: Path, size: int) -> None:
+def _truncate(path: Path, size: int, *, must_sync: bool = True) -> None:
     """Cut the file. What a snapshot or its run may have behind, in a file that they share by hard link, is not cut off:
-    a shorter copy takes its name."""
+    a shorter copy takes its name. Not `must_sync`: what stays is durable, and zeros need not stay away."""
     fd = os.open(path, os.O_RDWR)
     try:
         found = os.fstat(fd)
@@ -279,6 +303,7 @@ def _truncate(path: Path, size: int) -> None:
             return
         if found.st_size > size:
             os.ftruncate(fd, size)
-        os.fsync(fd)
+        if must_sync:
+            os.fsync(fd)
     finally:
         os.close(fd)

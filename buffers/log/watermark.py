@@ -56,9 +56,11 @@ class WatermarkFile:
 
     def __init__(self, folder: Path, *, uuid: UUID, epoch: int) -> None:
         self._uuid, self._boot_id, self._epoch = uuid, read_boot_id(), epoch
+        is_new = not (folder / _NAME).exists()
         self._fd = os.open(folder / _NAME, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
-            sync_folder(folder)
+            if is_new:
+                sync_folder(folder)
         except BaseException:
             os.close(self._fd)
             raise

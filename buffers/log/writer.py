@@ -22,7 +22,7 @@ from pathlib import Path
 from uuid import UUID
 
 from buffers.log.files import in_store_errors, make_folder
-from buffers.log.frames import FIRST_DIGEST, Encoder, check_records, count_frame_bytes
+from buffers.log.frames import FIRST_DIGEST, Encoder, Frame, RawFrame, check_records, count_frame_bytes
 from buffers.log.recovery import Recovery, examine, refuse_rot, repair
 from buffers.log.segments import SegmentFile, list_starts
 from buffers.log.watermark import WatermarkFile
@@ -94,6 +94,7 @@ class LogWriter:
         self._end_lsn = self._durable_lsn = recovery.end_lsn
         self._unsynced_since: float | None = None
         self._digest = digest
+        self._recovered: list[RawFrame] | None = None
         self._active: SegmentFile | None = None
         self._encoder: Encoder | None = None
         self._watermark = WatermarkFile(folder, uuid=store_uuid, epoch=epoch)
@@ -133,6 +134,7 @@ class LogWriter:
         refuses appends until there is room.
         """
         with in_store_errors(f"{folder} cannot be opened"):
+            frames: list[RawFrame] | None = None
             if create:
                 recovery, digest = _create(folder), FIRST_DIGEST
             else:
@@ -142,7 +144,7 @@ class LogWriter:
                     raise FencedError(f"{folder}: epoch {epoch} is over, an owner of epoch {found.epoch} wrote here")
                 if strict:
                     refuse_rot(found, folder=folder)
-                recovery, digest = repair(folder, found), found.digest
+                recovery, digest, frames = repair(folder, found), found.digest, found.frames
             writer = cls(
                 folder,
                 store_uuid=store_uuid,
@@ -155,6 +157,7 @@ class LogWriter:
                 reserve_bytes=reserve_bytes,
                 still_owner=still_owner,
             )
+            writer._recovered = None if chained else frames
             writer._start(must_have_room=create)
         return writer
 
@@ -171,6 +174,15 @@ class LogWriter:
         chained = self._digest is not None
         num_bytes = sum(count_frame_bytes(len(payload), chained=chained) for _, payload in frames)
         return self._enqueue(_Request(frames, durable, num_bytes))
+
+    def take_recovered(self) -> list[Frame] | None:
+        """The records that recovery read, in order, to be had once; None where they were too many to keep, or the log
+        has a chain."""
+        frames, self._recovered = self._recovered, None
+        if frames is None:
+            return None
+        end_lsn = self.recovery.end_lsn
+        return [frame.to_frame() for frame in frames if not frame.is_schema and frame.header.lsn < end_lsn]
 
     def sync(self) -> int:
         """Make everything appended so far durable; the new watermark."""

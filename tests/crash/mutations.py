@@ -157,8 +157,8 @@ FAULTS = (
     Fault(
         "what recovery keeps is not synced",
         "buffers/log/recovery.py",
-        "            os.ftruncate(fd, size)\n        os.fsync(fd)\n",
-        "            os.ftruncate(fd, size)\n",
+        "        if must_sync:\n            os.fsync(fd)\n",
+        "",
         f"{POWER}::test_what_recovery_kept_survives_the_next_power_loss",
     ),
     Fault(
@@ -275,6 +275,13 @@ FAULTS = (
         '    is_new = not (folder.parent / BEGUN).exists() and not any(folder.glob("*.seg"))\n',
         '    is_new = not any(folder.glob("*.seg"))\n',
         "tests/unit/buffers/test_owner.py::test_a_lost_log_is_not_replaced_by_an_empty_one",
+    ),
+    Fault(
+        "recovery takes any watermark's word for what is synced",
+        "buffers/log/recovery.py",
+        "    found.is_synced = exact and ",
+        "    found.is_synced = ",
+        f"{POWER}::test_what_recovery_kept_survives_the_next_power_loss",
     ),
     Fault(
         "a snapshot's files are not compared",
