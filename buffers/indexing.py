@@ -1,8 +1,9 @@
 """Feeds the LMDB index from the fold on a thread of its own, off every caller's path, and lets the fold forget. The
 footers of sealed segments (buffers/footers.py) are written on the same thread.
 
-A transaction is synced, so the next one waits a multiple of what the last one took: the index takes a small share of
-the disk and the processor, and a kill leaves little to fold again.
+A transaction is synced, so the next one waits as long as the last one took: several records share it, and a kill leaves
+little to fold again. (With a pause of three times that, what came meanwhile made the next one so long that the index
+fell behind a busy owner by a quarter of a second.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from contracts.records import Episode, Record, Task
 
 log = logging.getLogger(__name__)
 _REBUILD_BATCH = 10_000  # records in one write while the index is rebuilt
-_SHARE = 3  # a write is followed by a pause of this many times what it took
+_SHARE = 1  # a write is followed by a pause of this many times what it took
 _LEAST_PAUSE_S = 0.02
 
 

@@ -381,12 +381,12 @@ def _keep_ends(
     draft: _Draft, run_folder: Path, logged: Iterator[Checkpoint], *, newest: Sequence[Checkpoint]
 ) -> tuple[str, ...]:
     """Genesis and the newest checkpoint that is whole; their folders. `logged`: all of them, read only as far as need
-    be; `newest`: some of the last.
+    be; `newest`: some of the last, none only where there is none at all.
 
     A live run forgets old checkpoints, but not its newest: if that one goes while it is linked, a newer one is there,
     later than this snapshot's log, and the next older one is taken.
     """
-    genesis = next(logged, None)
+    genesis = next(logged, None) if newest else None
     if genesis is None:
         return ()
     kept = _keep_checkpoints(draft, run_folder, [genesis])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.documents import DocumentError, Lsn, read
 from contracts.errors import FormatError
 
 END = "end"
@@ -16,10 +17,10 @@ END = "end"
 def read_end(folder: Path) -> int | None:
     """None where the log ends where its bytes do. Raises FormatError where it does not read."""
     try:
-        return int((folder / END).read_text())
+        return read(folder / END, Lsn)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except DocumentError as error:
         raise FormatError(f"{folder / END} holds no LSN: {error}") from error
 
 

@@ -27,7 +27,7 @@ from buffers.log.segments import Gap, list_starts, name_segment, read_frame, rea
 from buffers.log.watermark import Watermark, read_boot_id, read_watermark
 from contracts.errors import FormatError, RotError, StoreFullError, StoreIdentityError, is_disk_full
 
-_MOST_KEPT_BYTES = 32 << 20  # of what was read
+_MOST_KEPT_BYTES = 128 << 20  # of what was read
 
 
 @dataclass(frozen=True)
