@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -99,6 +99,32 @@ def seconds_between(first: Used, last: Used) -> dict[str, float]:
     for key, (role, seconds) in last.items():
         used[role] = used.get(role, 0.0) + seconds - first.get(key, (role, 0.0))[1]
     return dict(sorted(used.items(), key=lambda item: -item[1]))
+
+
+class ThreadUse(NamedTuple):
+    """Seconds since a thread began: on a processor, and waiting for one."""
+
+    name: str  # as the kernel has it
+    cpu_s: float
+    queued_s: float
+
+
+def thread_seconds(pid: int) -> dict[int, ThreadUse]:
+    """What each thread of a process has used, by its native id."""
+    used = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            cpu_ns, queued_ns, _ = map(int, (task / "schedstat").read_text().split())
+            used[int(task.name)] = ThreadUse((task / "comm").read_text().strip(), cpu_ns / 1e9, queued_ns / 1e9)
+    return used
+
+
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Memory of a process that is its own: mapped files, which the kernel may drop, do not count."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/{pid}/smaps_rollup names no anonymous memory")
 
 
 class Tail:

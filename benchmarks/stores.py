@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processes import anonymous_bytes
 from buffers import snapshots
 from buffers.log.reader import LogReader
 from buffers.owner import StoreOwner, episode_id
@@ -58,14 +59,6 @@ def run_config(*, num_groups: int = GROUPS) -> RunConfig:
 
 def name_task(position: int) -> tuple[str, int]:
     return f"task/{position}", position
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that is its own: mapped files, which the kernel may drop, do not count."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) << 10
-    raise OSError("/proc/self/smaps_rollup names no anonymous memory")
 
 
 class Life:

@@ -57,6 +57,7 @@ class _Stats:
     commits: int = 0
     commit_s_total: float = 0.0
     last_sync_s: float = 0.0
+    sync_s_total: float = 0.0
     frames: int = 0
     bytes: int = 0
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))  # of the newest commits
@@ -211,8 +212,8 @@ class LogWriter:
         return self._durable_lsn
 
     def stats(self) -> dict[str, float]:
-        """Since the log was opened: commits, commit_s_total (s), last_sync_s (s), frames, bytes; of the newest commits,
-        from the first request taken to its acknowledgement, commit_p50_s and commit_p99_s."""
+        """Since the log was opened: commits, frames, bytes, and seconds: commit_s_total, sync_s_total, last_sync_s; of the
+        newest commits, from the first request taken to its acknowledgement, commit_p50_s and commit_p99_s."""
         return self._stats.summarise()
 
     # ------------------------------------------------------------------------------------- the writer's thread
@@ -373,7 +374,8 @@ class LogWriter:
         if self._unsynced_since is not None and self._active is not None:
             began = time.monotonic()
             self._active.sync()
-            self._stats.last_sync_s = time.monotonic() - began
+            self._stats.last_sync_s = took_s = time.monotonic() - began
+            self._stats.sync_s_total += took_s
         self._check_owner()
         self._unsynced_since = None
         self._durable_lsn = self._end_lsn

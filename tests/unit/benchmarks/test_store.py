@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import store, store_growth
-from benchmarks.stores import BATCH, GROUP_SIZE, Life, anonymous_bytes, open_store, sample, time_open
+from benchmarks.processes import anonymous_bytes
+from benchmarks.stores import BATCH, GROUP_SIZE, Life, open_store, sample, time_open
 from contracts.records import Ledger
 
 
