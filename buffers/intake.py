@@ -7,8 +7,10 @@ what is wrong, in its member's place. Its group ends as `quarantined` and is nev
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import repeat
 from typing import NamedTuple
 
 from buffers.checks import Flaw, encode_checked, find_flaw, quarantine
@@ -30,28 +32,35 @@ class _Arrival(NamedTuple):
 
 
 RETRY_WINDOW = 1 << 10  # newest records of each producer that are known by their sequence numbers
+_NONE = array("q")
 
 
 class Retries:
-    """Where each producer's newest records lie. Memory only: an epoch of a producer does not outlive the owner."""
+    """Where each producer's newest records lie, in 16 bytes each. Memory only: an epoch of a producer does not outlive
+    the owner."""
 
     def __init__(self) -> None:
-        self._lsns: dict[str, tuple[int, dict[int, int]]] = {}  # producer → (its epoch, seq → LSN)
+        # producer → (its epoch, sequence number and LSN of each record at twice its number modulo the window)
+        self._places: dict[str, tuple[int, array[int]]] = {}
 
     def remember(self, episode: Episode, lsn: int) -> None:
         if episode.seq < 0:
             return
-        epoch, lsns = self._lsns.get(episode.producer, (-1, {}))
+        epoch, places = self._places.get(episode.producer, (-1, _NONE))
         if epoch < episode.producer_epoch:
-            lsns = {}
-            self._lsns[episode.producer] = (episode.producer_epoch, lsns)
-        lsns[episode.seq] = lsn
-        if len(lsns) > RETRY_WINDOW:
-            del lsns[next(iter(lsns))]
+            places = array("q")
+            self._places[episode.producer] = (episode.producer_epoch, places)
+        slot = 2 * (episode.seq % RETRY_WINDOW)
+        if slot >= len(places):
+            places.extend(repeat(-1, slot + 2 - len(places)))
+        places[slot], places[slot + 1] = episode.seq, lsn
 
     def find(self, episode: Episode) -> int | None:
-        epoch, lsns = self._lsns.get(episode.producer, (-1, {}))
-        return lsns.get(episode.seq) if epoch == episode.producer_epoch else None
+        epoch, places = self._places.get(episode.producer, (-1, _NONE))
+        slot = 2 * (episode.seq % RETRY_WINDOW)
+        if epoch != episode.producer_epoch or slot >= len(places) or episode.seq < 0 or places[slot] != episode.seq:
+            return None
+        return places[slot + 1]
 
 
 class Intake:

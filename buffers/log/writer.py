@@ -212,7 +212,7 @@ class LogWriter:
         return self._durable_lsn
 
     def stats(self) -> dict[str, float]:
-        """Since the log was opened: commits, frames, bytes, and seconds: commit_s_total, sync_s_total, last_sync_s; of the
+        """Since the log was opened: commits, frames, bytes, and commit_s_total, sync_s_total, last_sync_s (s); of the
         newest commits, from the first request taken to its acknowledgement, commit_p50_s and commit_p99_s."""
         return self._stats.summarise()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from buffers.decider import MOST_REPLACED
+from buffers.intake import RETRY_WINDOW, Retries
 from buffers.owner import StoreOwner, episode_id
 from buffers.view import StoreView
 from contracts.errors import FencedError, StoreBusyError, StoreError, StoreIdentityError, StoreStoppedError
@@ -76,6 +77,26 @@ def test_a_second_copy_is_told_the_first_ones_lsn(tmp_path: Path, ack: str) -> N
         (late_copy,) = bench.owner.append([bench.make(lease, 0)])
         assert (late_copy.lsn, late_copy.duplicate) == (first.lsn, True)
         assert bench.owner.status()["doubled"] == 0
+
+
+def test_the_newest_records_of_a_producer_are_known_by_their_numbers(tmp_path: Path) -> None:
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        first = bench.make(lease, 0)
+    retries, newest = Retries(), RETRY_WINDOW + 10
+    for seq in (3, 2, *range(4, newest + 1)):
+        retries.remember(dataclasses.replace(first, seq=seq), 1000 + seq)
+
+    def find(seq: int, **changes: Any) -> int | None:
+        return retries.find(dataclasses.replace(first, seq=seq, **changes))
+
+    assert [find(seq) for seq in (newest, 11, 10, 2, 0, -1, newest + 1)] == [1000 + newest, 1011, *[None] * 5]
+    assert find(newest, producer_epoch=first.producer_epoch + 1) is None
+    assert find(newest, producer="another") is None
+    retries.remember(dataclasses.replace(first, seq=1, producer_epoch=first.producer_epoch + 1), 5)
+    assert find(newest) is None
+    assert find(1, producer_epoch=first.producer_epoch + 1) == 5
 
 
 def test_many_threads_share_the_log(tmp_path: Path) -> None:
