@@ -8,12 +8,18 @@ import pytest
 
 from tests.crash.run import END_S, START_S, rounds_with
 
-VICTIMS = ("driver", "store", "update-0")
-
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(("engine", "victims"), [("transformers", VICTIMS), ("torch", ("engine-0", "rollout-0"))])
+@pytest.mark.parametrize(
+    ("engine", "victims"),
+    [
+        ("transformers", ("driver", "store")),
+        ("torch", ("engine-0",)),
+        pytest.param("transformers", ("driver", "store", "update-0"), marks=pytest.mark.slow),
+        pytest.param("torch", ("engine-0", "rollout-0"), marks=pytest.mark.slow),
+    ],
+)
 def test_kill_rounds(tmp_path: Path, engine: str, victims: tuple[str, ...]) -> None:
     rounds = rounds_with(engine, rounds=len(victims), seed=0, scratch=tmp_path / "run", victims=victims)
     assert sorted(each.victim for each in rounds) == sorted(victims)
