@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.offline import learner_on_its_base, version_weights
-from actors.scoring import score_versions
+from actors.offline import learner_on_its_base, opened_stage, version_weights
 from buffers.log.files import write_durably
 from buffers.view import StoreView
 from configs.loader import compare, dump, load
@@ -61,7 +60,11 @@ def retrain_run(
     recorded = read_recorded(view, until=until)
     ours = [(version_weights(folder, recorded.version), recorded.steps)] if compares and recorded.version >= 0 else []
     theirs = [(_load(out, branch), branch.steps) for branch in trained]
-    evaluations = score_versions(folder, [*ours, *theirs], config=config)
+    evaluations = list[Evaluation]()
+    with opened_stage(folder, config) as (stage, serve):
+        for weights, step in (*ours, *theirs):
+            serve(weights)
+            evaluations.append(stage.evaluate(weights.version, step))
     scores = [dict(one.scores) for one in evaluations]
     if ours:
         recorded = replace(recorded, scores=scores.pop(0))

@@ -8,18 +8,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.offline import learner_on_its_base, version_weights
-from actors.scoring import score_versions
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.offline import learner_on_its_base, opened_stage, version_weights
 from buffers.log.files import write_durably
 from buffers.owner import StoreOwner
 from buffers.view import StoreView
 from configs.loader import config_hash, load
 from configs.schema import RunConfig
 from contracts.protocols import WeightSet
-from contracts.records import Session, Version
+from contracts.records import Evaluation, Session, Version
+from evaluation.intervals import paired_difference
 from loops.ancestry import Ancestry
 from loops.exclusion import Request
 from loops.rewind import Rewind, RewoundStep, cut_branch, mark_of, measure_ess, read_cut, summarise
@@ -111,15 +115,22 @@ def _compute(
 def _evaluate(
     owner: StoreOwner, run: Path, to: Path, config: RunConfig, *, weights: WeightSet, work: Rewind
 ) -> dict[str, Any]:
-    """Held-out scores of the run's last version and of the branch's, the same items under the same draws."""
+    """Held-out scores of the run's last version and of the branch's, the same items under the same draws; what the
+    branch has more, item by item, as a difference of pairs."""
     last = _last_version(run)
     steps = {one.version: one.step for _, one in owner.decisions() if isinstance(one, Version)}
     pairs = [(version_weights(run, last.version), last.step), (weights, steps[weights.version])]
-    scored = score_versions(to, pairs, config=config)
+    scored, items = list[Evaluation](), list[NDArray[np.float64]]()
+    with opened_stage(to, config) as (stage, serve):
+        for one, step in pairs:
+            serve(one)
+            scored.append(stage.evaluate(one.version, step))
+            items.append(stage.measure(step)[scored[0].metric])
     work.note(scored[1])
     return {
         "metric": scored[0].metric,
         "recorded": {"version": last.version, "step": last.step, "scores": dict(scored[0].scores)},
+        "difference": {"items": len(items[0]), **asdict(paired_difference(*items))},
         "rewound": {"version": weights.version, "step": scored[1].step, "scores": dict(scored[1].scores)},
     }
 

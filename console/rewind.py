@@ -118,6 +118,9 @@ def render(report: dict[str, Any]) -> list[str]:
     if "metric" in report:
         lines += [_describe("as recorded", report["recorded"], report["metric"])]
         lines += [_describe("rewound", report["rewound"], report["metric"])]
+        gap = report["difference"]
+        interval = f"[{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        lines.append(f"{'difference':<12} on the same {gap['items']:,} items: {gap['mean']:+.4f} {interval}")
     lines.append(f"go on with: ratchet resume {report['folder']}")
     return lines
 

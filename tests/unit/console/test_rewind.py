@@ -96,9 +96,10 @@ def test_the_report() -> None:
         "metric": "sampled_accuracy",
         "recorded": {"version": 9, "step": 9, "scores": scores},
         "rewound": {"version": 15, "step": 9, "scores": {"sampled_accuracy": 0.6}},
+        "difference": {"items": 512, "mean": 0.1, "low": 0.05, "high": 0.15},
         "folder": "somewhere",
     }
-    left_out, made, ess, steps, recorded, rewound, after = render(report)
+    left_out, made, ess, steps, recorded, rewound, difference, after = render(report)
     assert left_out == "left out: 32 episodes in 4 groups; first learned from at step 3 of 9"
     assert "1,000 other episodes" in made
     assert "250 (25.0%) were made by versions that had learned from it: keep" in made
@@ -106,5 +107,6 @@ def test_the_report() -> None:
     assert "6 steps with 1,000 of 1,040 episodes, 1 skipped" in steps
     assert recorded.split() == ["as", "recorded", "step", "9", "sampled_accuracy", "0.5000", "[0.450,", "0.550]"]
     assert rewound.split() == ["rewound", "step", "9", "sampled_accuracy", "0.6000"]
+    assert difference.split(maxsplit=1)[1] == "on the same 512 items: +0.1000 [+0.050, +0.150]"
     assert after == "go on with: ratchet resume somewhere"
     assert any("other bits" in line for line in render({**report, "before_with_other_bits": 2, "ess": {}}))
