@@ -273,9 +273,12 @@ def measure(folder: Path, *, seconds: float, producers: int, rounds: int = 1) ->
             wait_until(lambda: load.heard.batches, "there is no first batch")
             windows.append(("before", *load.wait_for(seconds)))
             for _ in range(rounds):
-                os.kill(ray.get(shards[VICTIM].card.remote(), timeout=DEADLINE_S)["pid"], signal.SIGKILL)
+                pid = ray.get(shards[VICTIM].card.remote(), timeout=DEADLINE_S)["pid"]
+                died = time.monotonic()
+                os.kill(pid, signal.SIGKILL)
                 cluster.remove_node(nodes[VICTIM], allow_graceful=False)
-                windows.append(("during", *load.wait_for(seconds)))
+                _, ended = load.wait_for(died + seconds - time.monotonic())
+                windows.append(("during", died, ended))
                 nodes[VICTIM] = add_node(cluster, VICTIM)
                 shards[VICTIM] = wait_until(partial(restart_shard, VICTIM, shards[0], **where), "the node is not back")
                 returned = time.monotonic()
