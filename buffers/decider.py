@@ -10,6 +10,7 @@ from threading import Lock
 
 from buffers.addresses import leases_in
 from buffers.groups import Stage
+from buffers.plain import check_values
 from buffers.reading import Records
 from buffers.sampling import Choice, choose_first, find_zero_spread, order_rows
 from buffers.state import Due, StoreState
@@ -53,6 +54,7 @@ class Decider:
         """See contracts.protocols.Store."""
         if not isinstance(record, Session):
             raise StoreError(f"a session is opened with a Session record, not a {type(record).__name__}")
+        check_values(record)
         with self._deciding:
             return self._append(record)
 
@@ -60,6 +62,7 @@ class Decider:
         """See contracts.protocols.Store. A SKIP of the same batch, too, is compare-and-append."""
         if not isinstance(record, Decision):
             raise StoreError(f"a {type(record).__name__} is written by append_batch, open_session or the owner itself")
+        check_values(record)
         if isinstance(record, Version | Served | Guard | Checkpoint) and not 0 <= record.version < MOST_VERSIONS:
             raise StoreError(f"a {type(record).__name__} of version {record.version}: versions count from 0")
         with self._deciding:
@@ -173,9 +176,13 @@ class Decider:
             raise StoreError(f"{len(record.leases)} leases have {len(record.priorities)} priorities")
         if wrong := [priority for priority in record.priorities if not 0 <= priority <= HIGHEST_PRIORITY]:
             raise StoreError(f"{wrong[0]} is no priority: they are from 0 to {HIGHEST_PRIORITY}")
-        fold = self._state.fold
-        if unknown := [one for one in record.leases if one >= fold.trimmed_lsn and fold.groups.get(one) is None]:
+        if unknown := [one for one in record.leases if not self._is_lease(one)]:
             raise StoreError(f"{unknown[0]} is no lease of this store")
+
+    def _is_lease(self, lsn: int) -> bool:
+        """Whether there is such a lease, or was: of what was trimmed nobody knows."""
+        fold = self._state.fold
+        return 0 <= lsn < fold.trimmed_lsn or fold.groups.get(lsn) is not None
 
     def _check_session(self, session: int) -> None:
         newest = self._state.fold.sessions

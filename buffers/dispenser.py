@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from itertools import islice
 
 from buffers.admission import choose_positions, is_open, is_share, new_positions
+from buffers.plain import check_values
 from buffers.state import StoreState
 from contracts.protocols import TaskSource
 from contracts.records import Lease, Task
@@ -124,6 +125,8 @@ class Dispenser:
 
     def _submit(self, tasks: Sequence[Task], producer: str, epoch: int) -> Future[list[int]]:
         state, positions = self._state, [task.position for task in tasks]
+        for task in tasks:
+            check_values(task)
 
         def settle(lsns: list[int] | None) -> None:
             state.reserved.difference_update(positions)

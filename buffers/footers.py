@@ -10,11 +10,13 @@ that is missing, damaged, or of another segment costs a reader the time to read 
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import google_crc32c
@@ -27,6 +29,7 @@ from buffers.log.segments import Segment
 from contracts.errors import StoreError
 from contracts.records import Episode, Feedback, Kind, Record
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 FOLDER = "footers"
 SCHEMA = pa.schema(
@@ -69,8 +72,12 @@ def make_entry(lsn: int, record: Record) -> Entry | None:
 
 
 def to_table(entries: Iterable[Entry]) -> pa.Table:
+    """Raises StoreError where a column cannot hold a value."""
     columns = list(zip(*entries, strict=True)) or [()] * len(SCHEMA)
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    try:
+        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise StoreError(f"a record has a value that no column holds: {error}") from error
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
@@ -133,6 +140,7 @@ class FooterWriter:
         self._log = LogReader(store / "data", store_uuid=uuid)
         self._footers = Footers(store, self._log)
         self._since = since  # every record from here on is in `_noted` or `_gathered`
+        self._hopeless: set[int] = set()  # segments that were read, and have no footer
         self._noted: list[Entry] = []
         self._gathered: list[pa.Table] = []
         self._looked_s = -math.inf
@@ -148,8 +156,15 @@ class FooterWriter:
         return noted
 
     def gather(self, noted: list[Entry]) -> None:
-        if noted:
+        """What cannot be gathered makes no footer: segments that it may be of are read, as if there were none of it."""
+        if not noted:
+            return
+        try:
             self._gathered.append(to_table(noted))
+        except StoreError as error:
+            last, *_ = noted[-1]
+            self._gathered, self._since = [], cast(int, last) + 1
+            log.warning("segments have to be read for their footers", extra={"detail": str(error)})
 
     def look(self, upto: float, *, at_end: bool = False) -> bool:
         """Write the footers of sealed segments, of which all records below `upto` were gathered; whether more is to be
@@ -160,7 +175,7 @@ class FooterWriter:
         sealed = [segment for segment in self._log.segments() if segment.sealed]
         there = set(self._folder.glob("*.footer"))
         missing = [segment for segment in sealed if self._footers.locate(segment) not in there]
-        unknown = [one for one in missing if one.start_lsn < self._since]
+        unknown = [one for one in missing if one.start_lsn < self._since and one.start_lsn not in self._hopeless]
         for segment in sealed:
             if self._since <= segment.start_lsn and segment.end_lsn <= upto:
                 self._settle(segment, must_write=segment in missing)
@@ -184,7 +199,8 @@ class FooterWriter:
         try:
             table = self._footers.scan(segment)
         except StoreError:
-            return  # it was trimmed at this moment
+            self._hopeless.add(segment.start_lsn)  # or it was trimmed at this moment
+            return
         self._footers.write(segment, table)
 
 

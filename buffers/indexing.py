@@ -113,7 +113,8 @@ class Indexer:
     def flush(self) -> None:
         """Write what changed, and let the fold forget it.
 
-        A full map or disk, or damage, ends the index for this owner and no more: the log goes on without it.
+        Whatever goes wrong ends the index for this owner and no more: the log goes on without it, and no later cut is
+        written, which would lack this one.
         """
         with self._writing:
             self._flush()
@@ -121,14 +122,14 @@ class Indexer:
     def _flush(self) -> None:
         if self._failed:
             return
-        with self.lock:
-            changes = self._take()
-            noted = [] if self._footers is None else self._footers.take()
         try:
+            with self.lock:
+                changes = self._take()
+                noted = [] if self._footers is None else self._footers.take()
             if self._sync(changes.data_lsn) < changes.data_lsn:
                 raise StoreError(f"the data log is durable below {changes.data_lsn} only")
             self._index.write(changes)
-        except (lmdb.Error, StoreError) as error:
+        except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would hear of it
             self._failed = True
             if not isinstance(error, StoreError | lmdb.MapFullError | lmdb.DiskError):
                 self._index.distrust()
@@ -140,12 +141,12 @@ class Indexer:
             self._footers.gather(noted)
 
     def _look(self, *, at_end: bool = False) -> bool:
-        """Write footers that are due; whether there are more. A full disk costs those who query time, and no more."""
+        """Write footers that are due; whether there are more. What goes wrong costs those who query time, no more."""
         if self._footers is None or self._failed:
             return False
         try:
             return self._footers.look(math.inf if at_end else self._index.data_lsn, at_end=at_end)
-        except (OSError, StoreError) as error:
+        except Exception as error:  # noqa: BLE001 - as above; the next look tries again
             log.warning("a footer was not written", extra={"detail": repr(error)})
             return False
 

@@ -11,14 +11,15 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from buffers.checks import Flaw, encode_checked, find_flaw, quarantine
-from buffers.codec import encode
+from buffers.checks import Flaw, examine, quarantine
+from buffers.codec import decode, encode
 from buffers.groups import Stage
+from buffers.plain import check_values
 from buffers.state import StoreState
 from contracts.errors import NotFollowedError, StoreError
-from contracts.records import Ack, Episode, Fault, Feedback, Hold, Quarantined, Review
+from contracts.records import Ack, Episode, Fault, Feedback, Hold, Kind, Quarantined, Review
 
 
 class _Arrival(NamedTuple):
@@ -72,12 +73,12 @@ class Intake:
     def append(self, episodes: Sequence[Episode]) -> list[Ack]:
         """See contracts.protocols.Store. All are kept or none. Raises FencedError for an older epoch of a producer."""
         state = self._state
-        checked = [find_flaw(episode) or encode_checked(episode) for episode in episodes]
+        checked = [examine(episode) for episode in episodes]
         state.sweep()
         with state.lock:
-            for producer, epoch in dict.fromkeys((episode.producer, episode.producer_epoch) for episode in episodes):
+            for producer, epoch in dict.fromkeys((one.producer, one.producer_epoch) for one, _ in checked):
                 state.check_producer_locked(producer, epoch)
-            arrivals = [self._receive(episode, found) for episode, found in zip(episodes, checked, strict=True)]
+            arrivals = [self._receive(episode, found) for episode, found in checked]
             fresh = self._find_fresh(arrivals)
             waiting = self._find_waits(arrivals)
             acks: list[Ack] = []
@@ -93,6 +94,7 @@ class Intake:
     def judge(self, record: Hold | Review) -> bool:
         """Keep a HOLD or REVIEW; whether it came before the group's batch was cut. Raises StoreError on no lease,
         NotFollowedError where another shard is about to decide."""
+        check_values(record)
         state, lease = self._state, record.lease
         with state.lock:
             if lease < state.fold.trimmed_lsn or state.fold.groups.get(lease) is None:
@@ -111,7 +113,7 @@ class Intake:
             return group.stage not in (Stage.BATCHED, Stage.ENDED)
 
     def append_feedback(self, feedback: Feedback) -> int:
-        """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut."""
+        """Keep a late or corrected reward, checked; its LSN. It counts until the group's batch is cut."""
         if not math.isfinite(feedback.reward):
             raise StoreError(f"feedback on {feedback.episode_id} is not kept: its reward is {feedback.reward}")
         with self._state.lock:
@@ -120,13 +122,18 @@ class Intake:
 
     def _receive(self, episode: Episode, checked: bytes | Flaw) -> _Arrival:
         """`checked`: its record, or what is wrong with it by itself."""
-        flaw = self._check_lease(episode) or (checked if isinstance(checked, Flaw) else self._check_origin(episode))
-        member = (episode.lease, episode.member)
-        if flaw is None and isinstance(checked, bytes):
-            return _Arrival(episode, episode, checked, member)
-        assert flaw is not None
-        record = quarantine(episode, flaw)
-        return _Arrival(episode, record, encode(record), None if flaw.fault is Fault.LEASE else member, flaw.fault)
+        flaw, member = self._check_lease(episode), (episode.lease, episode.member)
+        if isinstance(checked, Flaw):
+            if flaw is not None and checked.fault is Fault.UNREADABLE:
+                flaw = Flaw(flaw.fault, checked.detail)  # which may be why it has no lease
+            flaw = flaw or checked
+        else:
+            flaw = flaw or self._check_origin(episode)
+            if flaw is None:
+                return _Arrival(episode, episode, checked, member)
+        payload = encode(quarantine(episode, flaw))
+        record = cast(Quarantined, decode(Kind.QUARANTINED, payload))
+        return _Arrival(episode, record, payload, None if flaw.fault is Fault.LEASE else member, flaw.fault)
 
     def _check_lease(self, episode: Episode) -> Flaw | None:
         state = self._state

@@ -26,6 +26,7 @@ from buffers.intake import Intake
 from buffers.log.files import in_store_errors, write_durably
 from buffers.log.identity import BEGUN, Claim, claim, create_store, read_identity
 from buffers.log.writer import LogWriter
+from buffers.plain import check_values
 from buffers.reading import Records
 from buffers.retention import Retention, Trimmed, finish_trim
 from buffers.state import StoreState
@@ -163,9 +164,10 @@ class StoreOwner:
         """Keep a late or corrected reward; its LSN. It counts until the group's batch is cut.
 
         A correction may name the LSN of the reward that it corrects. Raises StoreError where the episode is not there
-        or another, or the reward is not finite.
+        or another, or the reward is not finite, or a value is none.
         """
-        feedback = replace(feedback, episode_lsn=self._records.find_episode(feedback.episode_lsn))
+        check_values(feedback)
+        feedback = replace(feedback, episode_lsn=self._records.find_episode(int(feedback.episode_lsn)))
         (episode,) = self._records.read_episodes([feedback.episode_lsn])
         if episode.episode_id != feedback.episode_id:
             raise StoreError(

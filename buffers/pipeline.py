@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from buffers.codec import encode
+from buffers.codec import decode, encode
 from buffers.log.writer import LogWriter
 from contracts.records import Record
 
@@ -36,9 +36,14 @@ class Pipeline:
     def submit(
         self, records: Sequence[Record], *, payloads: Sequence[bytes] | None = None, settle: Settle = ignore
     ) -> Future[list[int]]:
-        """Queue one atomic append. `settle` is called in `drain`, right after the records were applied."""
+        """Queue one atomic append. `settle` is called in `drain`, right after the records were applied.
+
+        What is applied is what will be read back: memory and a later start cannot differ. With `payloads` the caller
+        answers for that.
+        """
         if payloads is None:
             payloads = [encode(record) for record in records]
+            records = [decode(record.KIND, payload) for record, payload in zip(records, payloads, strict=True)]
         frames = [(int(record.KIND), payload) for record, payload in zip(records, payloads, strict=True)]
         future = self.writer.submit(frames, durable=self._durable)
         self._waiting.append(_Waiting(future, records, settle))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Iterable
-from enum import Enum
-from typing import Any, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
 import msgpack
 
 from buffers.codec import decode, encode
+from buffers.plain import check_values
 from contracts import errors
 from contracts.errors import (
     FencedError,
@@ -105,41 +104,11 @@ def read_decision(message: pb.Record) -> Decision:
         record = decode(message.kind, message.payload)
     except (AttributeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise FormatError(f"a decision that does not read: {error!r}") from error
-    check_types(record)
+    try:
+        check_values(record)
+    except StoreError as error:
+        raise FormatError(f"a decision that does not read: {error}") from error
     return cast(Decision, record)
-
-
-def check_types(record: Any) -> None:
-    """Raises FormatError where a field of a decoded record holds another type than the record says."""
-    hints = get_type_hints(type(record))
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if not _conforms(value, hints[field.name]):
-            raise FormatError(f"{type(record).__name__}.{field.name} is {value!r:.100}, which is not its type")
-
-
-def _conforms(value: Any, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_conforms(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_conforms(entry, arguments[0]) for entry in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            isinstance(key, str) and _conforms(entry, arguments[1]) for key, entry in value.items()
-        )
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, cast(type, hint)):
-            check_types(value)
-            return True
-        return False
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return isinstance(value, hint)
-    if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 def to_task(task: Task) -> pb.Task:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from buffers.checks import encode_checked, find_flaw
+from buffers.checks import examine
 from contracts.errors import FormatError
 from serving.columns import check_schema, read_batch, write_batch
 from tests.unit.serving.episodes import describe
@@ -29,7 +29,7 @@ def try_input(data: bytes) -> None:
     except FormatError:
         return
     for episode in episodes:
-        find_flaw(episode) or encode_checked(episode)
+        examine(episode)
     again = read_batch(write_batch(episodes))
     assert [describe(episode) for episode in again] == [describe(episode) for episode in episodes]
 

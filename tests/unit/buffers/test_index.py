@@ -21,7 +21,7 @@ from buffers.index import Changes, Index
 from buffers.indexing import Indexer
 from buffers.log.recovery import examine
 from buffers.view import StoreView
-from contracts.records import Closed, Disposition, Fault, Kind, StopReason, Task
+from contracts.records import Closed, Disposition, Fault, Kind, Priority, StopReason, Task
 from tests.unit.buffers.bench import Bench, Clock, opened
 from tests.unit.buffers.samples import SAMPLES
 from tests.unit.buffers.test_fold import History, histories
@@ -213,6 +213,34 @@ def test_a_full_index_is_given_up_and_memory_keeps_the_rest(tmp_path: Path, capl
     again = Index.open(folder, uuid=index.uuid, map_bytes=MAP_BYTES)
     assert 0 < again.data_lsn < whole.data_end, "what went in before it was full is good"
     again.close()
+
+
+def test_what_no_index_can_hold_ends_it_aloud_and_not_the_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Admission refuses such a record; here it is in the log all the same, as after a fault of ours."""
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        first, second, *_ = bench.lease()
+        bench.play([first])
+        state = bench.owner._state
+        state.index.flush()
+        with state.lock:
+            future = state.data.submit([Priority(leases=(-5,), priorities=(1,))])
+        state.finish(future)
+        state.index.flush()
+        assert "the index takes nothing more" in caplog.text
+        held = state.index.data_lsn
+        bench.play([second])
+        state.index.flush()
+        assert state.index.data_lsn == held, "no later cut is written, which would lack this one"
+        state.index._thread.join(timeout=30)
+        ledger = bench.owner.ledger()
+        assert ledger.episodes == 4
+    for _ in range(2):
+        with opened(tmp_path) as bench:
+            assert bench.owner.ledger() == ledger
+            assert StoreView.open(tmp_path).ledger() == ledger
 
 
 def at_once(lsn: int) -> int:

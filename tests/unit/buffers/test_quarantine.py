@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,20 @@ import numpy as np
 import pytest
 
 from buffers.codec import decode
+from buffers.view import StoreView
 from contracts.errors import StoreError
 from contracts.records import (
     Closed,
     Disposition,
     Episode,
     Fault,
+    Feedback,
+    Hold,
     Kind,
+    Priority,
     Purpose,
     Quarantined,
+    Served,
     Span,
     StopReason,
 )
@@ -28,6 +35,7 @@ from tests.unit.buffers.samples import STRETCH
 
 Spoil = Callable[[Episode], dict[str, Any]]
 DOUBLE: Any = np.float64
+LIST: Any = [0.0, 0.0, 0.0]
 HUGE = np.zeros((64 << 20) // 8, dtype=np.int32)
 INVALID: dict[str, tuple[Spoil, Fault, str]] = {
     "a log-prob that is not finite": (
@@ -52,11 +60,50 @@ INVALID: dict[str, tuple[Spoil, Fault, str]] = {
         Fault.SHAPE,
         "2 dimensions, not one",
     ),
-    "numbers that the format cannot hold": (
-        lambda episode: {"reward_parts": {"length": object()}},
+    "text that the format cannot hold": (
+        lambda episode: {"reward_code": "\ud800"},
         Fault.UNREADABLE,
         "cannot be kept",
     ),
+    "a part of a reward that is no number": (
+        lambda episode: {"reward_parts": {"length": "long"}},
+        Fault.UNREADABLE,
+        "its reward_parts is {'length': 'long'}, not dict[str, float]",
+    ),
+    "a reward that is text": (
+        lambda episode: {"reward": "good"},
+        Fault.UNREADABLE,
+        "its reward is 'good', not a number, or none",
+    ),
+    "a version of more than 64 bits": (
+        lambda episode: {
+            "spans": (Span(start=0, version=1 << 63),),
+            "stop_reason": StopReason.ENV_ERROR,
+            "reward": None,
+        },
+        Fault.UNREADABLE,
+        "its spans is (Span(start=0, version=9223372036854775808),)",
+    ),
+    "a purpose by its name": (lambda episode: {"purpose": "train"}, Fault.UNREADABLE, "'train', not a Purpose"),
+    "a step that is none": (lambda episode: {"steps": ("a step",)}, Fault.UNREADABLE, "its steps is ('a step',)"),
+    "a list of log-probs": (
+        lambda episode: {"steps": (dataclasses.replace(make_step(), log_probs=LIST),)},
+        Fault.DTYPE,
+        "log_probs is a list, not an array",
+    ),
+    "a list of rewards": (
+        lambda episode: {"steps": (dataclasses.replace(STRETCH, rewards=LIST),)},
+        Fault.DTYPE,
+        "rewards is a list, not an array",
+    ),
+    "a time that is none": (lambda episode: {"wall_time": float("nan")}, Fault.UNREADABLE, "its wall_time is nan"),
+    "a deadline that is no time": (
+        lambda episode: {"reward": None, "reward_deadline": float("inf")},
+        Fault.REWARD,
+        "its reward_deadline is inf",
+    ),
+    "a lease that is text": (lambda episode: {"lease": "first"}, Fault.LEASE, "its lease is 'first'"),
+    "a member of more than 64 bits": (lambda episode: {"member": 1 << 63}, Fault.LEASE, "its member is 92233"),
     "a stretch whose observations are not finite": (
         lambda episode: {
             "steps": (dataclasses.replace(STRETCH, observation=np.full((3, 2), np.inf, dtype=np.float32)),)
@@ -138,7 +185,7 @@ def test_a_bad_episode_is_kept_apart_and_its_group_is_never_sampled(
     assert isinstance(kept, Quarantined)
     assert reason in kept.detail
     assert (kept.fault, kept.task_id, kept.producer) == (fault, spoilt.task_id, "rollout-0")
-    assert (kept.num_bytes == 0) == (fault is Fault.UNREADABLE)
+    assert (kept.num_bytes == 0) == ("cannot be kept" in reason or "a list" in reason)
 
 
 def test_the_whole_bad_episode_can_be_looked_at(tmp_path: Path) -> None:
@@ -153,6 +200,88 @@ def test_the_whole_bad_episode_can_be_looked_at(tmp_path: Path) -> None:
     inside = decode(Kind.EPISODE, kept.payload.tobytes())
     assert isinstance(inside, Episode)
     assert dataclasses.replace(inside, steps=()) == dataclasses.replace(bad, steps=())
+
+
+ALIKE: dict[str, Spoil] = {
+    "a reward": lambda episode: {"reward": np.float32(0.1)},
+    "a whole reward": lambda episode: {"reward": 1},
+    "whole numbers": lambda episode: {
+        "lease": np.int64(episode.lease),
+        "member": np.int32(episode.member),
+        "producer_epoch": np.int64(episode.producer_epoch),
+        "seq": np.uint64(episode.seq),
+    },
+    "text": lambda episode: {"producer": np.str_(episode.producer), "task_id": np.str_(episode.task_id)},
+    "a span": lambda episode: {"spans": (Span(start=np.int8(0), version=np.int64(0)),)},  # type: ignore[arg-type]
+    "lists": lambda episode: {"spans": list(episode.spans), "steps": list(episode.steps)},
+    "a deadline": lambda episode: {"reward": None, "reward_deadline": np.float32(2e9)},
+    "a part of a reward": lambda episode: {"reward_parts": {"length": np.float32(0.1)}},
+}
+
+
+@pytest.mark.parametrize("respell", ALIKE.values(), ids=ALIKE.keys())
+def test_numbers_of_another_library_are_taken_as_what_will_be_read_back(tmp_path: Path, respell: Spoil) -> None:
+    """What memory has of them is what a start finds, to the byte of the index."""
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        plain = bench.make(lease, 1)
+        spelt = dataclasses.replace(plain, **respell(plain))
+        acks = bench.owner.append([bench.make(lease, 0), spelt])
+        assert [(ack.fault, ack.duplicate) for ack in acks] == [(None, False)] * 2
+        (again,) = bench.owner.append([spelt])
+        assert (again.lsn, again.duplicate) == (acks[1].lsn, True)
+        state = bench.owner._state
+        state.index.flush()
+        assert state.index._thread.is_alive()
+        tables = state.index._index.read_all()
+        with StoreView.open(tmp_path) as view:
+            assert view.fold == state.fold
+        ledger = bench.owner.ledger()
+    shutil.rmtree(tmp_path / "index")
+    with opened(tmp_path) as bench:
+        assert bench.owner.ledger() == ledger
+        again_tables = bench.owner._state.index._index.read_all()
+        assert {name: again_tables[name] for name in ("groups", "producers", "rows", "tasks")} == {
+            name: tables[name] for name in ("groups", "producers", "rows", "tasks")
+        }
+
+
+def test_a_value_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """Of what is not an episode: it has no member whose place it could take."""
+    with opened(tmp_path) as bench:
+        bench.serve(0)
+        (lease, *_) = bench.lease()
+        (ack, *_) = bench.play([lease])
+        (episode,) = bench.owner.read([ack.lsn])
+        good = Feedback(episode_id=episode.episode_id, episode_lsn=ack.lsn, reward=0.5)
+        end = bench.owner.status()["data_lsn"]
+        wrong: Any
+        for name, wrong, said in (
+            ("reward", "0.5", "its reward is '0.5', not a number"),
+            ("reward", float("nan"), "its reward is nan"),
+            ("episode_lsn", 1 << 63, "its episode_lsn is 9223372036854775808, not a whole number of 64 bits"),
+            ("episode_lsn", "8", "its episode_lsn is '8'"),
+            ("producer", 7, "its producer is 7, not text"),
+            ("wall_time", float("inf"), "its wall_time is inf, not seconds since 1970"),
+        ):
+            with pytest.raises(StoreError, match=re.escape(said)):
+                bench.owner.append_feedback(dataclasses.replace(good, **{name: wrong}))
+        for lease_lsn in (-5, "8", 1 << 63):
+            with pytest.raises(StoreError):
+                bench.owner.hold(Hold(lease=lease_lsn, reason="look"))  # type: ignore[arg-type]
+            with pytest.raises(StoreError):
+                bench.owner.decide(Priority(leases=(lease_lsn,), priorities=(1,)), bench.session)  # type: ignore[arg-type]
+        with pytest.raises(StoreError, match="its gap is 'wide', not a number"):
+            bench.owner.decide(Served(version=0, gap="wide"), bench.session)  # type: ignore[arg-type]
+        assert bench.owner.status()["data_lsn"] == end
+        lsn = bench.owner.append_feedback(dataclasses.replace(good, reward=np.float32(0.1)))
+        state = bench.owner._state
+        state.index.flush()
+        assert state.index._thread.is_alive()
+        assert state.index.data_lsn > lsn
+        member = state.fold.groups[lease.lsn].members[0]
+        assert (type(member.reward), member.reward) == (float, float(np.float32(0.1)))
 
 
 def test_an_engine_error_without_tokens_is_kept_and_quarantines_its_group(tmp_path: Path) -> None:

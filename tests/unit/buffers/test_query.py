@@ -15,13 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buffers import erasure
+from buffers.codec import encode
 from buffers.footers import FOLDER, Footers, read_segments
 from buffers.log.reader import LogReader
 from buffers.query import FOUND, Query, Summary, find
 from buffers.reading import Records
 from buffers.repair import repair
 from buffers.verification import verify
-from contracts.errors import StoreIdentityError, UserError
+from contracts.errors import StoreError, StoreIdentityError, UserError
 from contracts.records import Episode, Feedback, Span, StopReason
 from tests.crash.disk import unsynced
 from tests.unit.buffers.bench import Bench, make_step, opened, small_config
@@ -205,6 +206,41 @@ def test_the_next_owner_makes_what_a_crash_left_out(stores: dict[str, Path], tmp
             indexer.wake()
             indexer._stopped.wait(0.01)
     assert search(folder, Query()) == look_at_everything(folder, Query())
+
+
+def test_a_segment_that_no_footer_can_tell_of_has_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Admission refuses such an episode; here it is in the log all the same, as after a fault of ours."""
+    with unsynced(), opened(tmp_path, config=WIDE) as bench:
+        bench.serve(0)
+        lease, *others = bench.lease(40)
+        wrong = bench.make(lease, 0, reward=None, stop_reason=StopReason.ENV_ERROR, version=1 << 63)
+        state = bench.owner._state
+        with state.lock:
+            future = state.data.submit([wrong], payloads=[encode(wrong)])
+        state.finish(future)
+        bench.owner.append([bench.make(lease, 1)])
+        state.index.flush()
+        assert "segments have to be read for their footers" in caplog.text
+        for other in others:
+            bench.play([other], steps=(make_step(LONG_TOKENS),))
+        ledger = bench.owner.ledger()
+    log = LogReader(tmp_path / "data")
+    first, *rest = log.segments()
+    footers = Footers(tmp_path, log)
+    with unsynced(), opened(tmp_path, config=WIDE) as bench:
+        indexer = bench.owner._state.index
+        assert indexer._footers is not None
+        while not all(footers.locate(segment).exists() for segment in rest):
+            indexer._footers._looked_s = -1e9
+            indexer.wake()
+            indexer._stopped.wait(0.01)
+        for _ in range(2):
+            indexer._footers.look(1e18, at_end=False)
+            indexer._footers._looked_s = -1e9
+        assert not footers.locate(first).exists()
+        assert bench.owner.ledger() == ledger
+    with pytest.raises(StoreError, match="a value that no column holds"):
+        search(tmp_path, Query())
 
 
 def test_a_rebuilt_index_leaves_the_footers_as_they_are(stores: dict[str, Path], tmp_path: Path) -> None:
