@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import takewhile
 from threading import Lock
 
 from buffers.addresses import leases_in
@@ -120,7 +121,10 @@ class Decider:
             max_staleness=request.max_staleness,
             with_spread=request.with_spread and fold.num_replaced < MOST_REPLACED * request.num_groups,
             may_gain_spread=lambda lease: (
-                find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed) is not None
+                find_replay(
+                    fold, fold.groups[lease], settings=replay, seed=request.seed, kept_lsn=self._state.kept_lsn
+                )
+                is not None
             ),
         )
 
@@ -219,13 +223,17 @@ class Decider:
         return request.num_groups - self._state.config.store.count_replayed(request.num_groups)
 
     def _find_queue(self, mark: float) -> list[int]:
-        """Ready groups below `mark`, first come first."""
+        """Ready groups below `mark`, first come first, up to the first one with a reward that was corrected since.
+
+        A BATCH may name only what is durable, and whoever reads the log below `mark` is to find the same queue.
+        """
         fold, ending, judging = self._state.fold, self._state.ending, self._state.judging
-        return [
+        ready = [
             lease
             for lease in fold.queue()
             if lease not in ending and lease not in judging and fold.groups[lease].ready_lsn < mark
         ]
+        return list(takewhile(lambda lease: fold.groups[lease].reward_lsn < mark, ready))
 
     def _cut(self, request: BatchRequest, mark: int) -> tuple[Batch | None, list[Future[list[int]]]]:
         """Submit the batch with what it drops; where it cannot be filled, what is dropped alone."""
@@ -235,7 +243,7 @@ class Decider:
         if len(choice.leases) < num_new:
             return None, self.close_dropped(choice.dropped, mark=mark)
         fresh = order_rows(fold, choice.leases)
-        rows = put_replays(fold, fresh, settings=replay, seed=request.seed)
+        rows = put_replays(fold, fresh, settings=replay, seed=request.seed, kept_lsn=state.kept_lsn)
         mixed = {row.lease for row in rows if row.replayed}
         batch = Batch(
             branch=request.branch,

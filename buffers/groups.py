@@ -71,6 +71,11 @@ class Group:
         return max(self.verdict_lsn, *(member.ready_lsn for member in self.members.values()))
 
     @property
+    def reward_lsn(self) -> int:
+        """The newest LSN of a reward that counts."""
+        return max(member.reward_lsn for member in self.members.values())
+
+    @property
     def last_lsn(self) -> int:
         return max(self.verdict_lsn, self.lease, *self.lsns.values())
 

@@ -138,7 +138,7 @@ class Intake:
     def _check_lease(self, episode: Episode) -> Flaw | None:
         state = self._state
         lease = episode.lease
-        if lease < state.fold.trimmed_lsn or lease < state.trimming_lsn:
+        if 0 <= lease < state.kept_lsn:
             return Flaw(Fault.LEASE, f"{lease} ended so long ago that it was trimmed")
         group = state.fold.groups.get(lease)
         if group is None:
@@ -176,11 +176,18 @@ class Intake:
         return list(fresh.values())
 
     def _find_copy(self, arrival: _Arrival) -> int | None:
-        """LSN of the copy in the log: the same lease and member, or the same producer, epoch and sequence number."""
-        known = None
-        if arrival.member is not None:
-            known = self._state.fold.groups[arrival.episode.lease].lsns.get(arrival.episode.member)
-        return self._retries.find(arrival.episode) if known is None else known
+        """LSN of the copy in the log: the same lease and member, or, of an episode of no lease, the same producer,
+        epoch and sequence number. Raises StoreError where that was another member's: it would be lost in silence."""
+        episode = arrival.episode
+        if arrival.member is None:
+            return self._retries.find(episode)
+        copy = self._state.fold.groups[episode.lease].lsns.get(episode.member)
+        if copy is None and (known := self._retries.find(episode)) is not None:
+            raise StoreError(
+                f"{episode.producer}: member {episode.member} of lease {episode.lease} came as number {episode.seq}, "
+                f"which was another record's (LSN {known}); numbers rise by one a record"
+            )
+        return copy
 
     def _find_waits(self, arrivals: Sequence[_Arrival]) -> set[Future[list[int]]]:
         """What must be safe before the answer: first copies on their way, and records that end an episode's lease."""

@@ -28,7 +28,7 @@ from buffers.log.identity import BEGUN, Claim, claim, create_store, read_identit
 from buffers.log.writer import LogWriter
 from buffers.plain import check_values
 from buffers.reading import Records
-from buffers.retention import Retention, Trimmed, finish_trim
+from buffers.retention import Retention, Trimmed, resume_trim
 from buffers.state import StoreState
 from buffers.window import Window
 from configs.schema import RunConfig
@@ -321,7 +321,7 @@ def _recover(
         fold = indexer.fold
         if fold.control_end == 0:
             records.begin(fold, control_end=control.end_lsn)
-        finish_trim(folder, fold.trimmed_lsn)
+        resume_trim(folder, fold.trimmed_lsn)
         since = max(fold.data_end, fold.trimmed_lsn)
         indexer.write_footers(FooterWriter(folder, uuid=records.uuid, since=since))
         part = {

@@ -86,10 +86,10 @@ class ReplayReader:
         places = np.searchsorted(self._lsns[:num_rows], lsns)
         places = places[places < num_rows]
         self._late = places[np.isin(self._lsns[places], lsns)]
-        first = int(np.searchsorted(self._lsns[:num_rows], self._log.first_lsn))
-        if self._tree is not None and first > self._first:
-            self._tree.set(np.arange(self._first, first), np.zeros(first - self._first, dtype=np.int64))
-        self._first = first
+        before, self._first = self._first, int(np.searchsorted(self._lsns[:num_rows], self._log.first_lsn))
+        if self._tree is not None:  # what was trimmed, and what was erased or came late
+            gone = np.concatenate([np.arange(before, self._first), self._late])
+            self._tree.set(gone, np.zeros(len(gone), dtype=np.int64))
 
     # ------------------------------------------------------------------------------------------ drawing
 
@@ -126,11 +126,10 @@ class ReplayReader:
         return Draw(rows, self._lsns[rows], np.ones(num))
 
     def set_priorities(self, rows: IntArray, priorities: IntArray) -> None:
-        """Integers, not negative. Late rows keep 0."""
+        """Integers, not negative. Late rows keep 0, and those that were trimmed."""
         if self._tree is None:
             self._tree = SumTree(self.num_rows)
-        if len(self._late):
-            priorities = np.where(np.isin(rows, self._late), 0, priorities)
+        priorities = np.where((rows < self._first) | np.isin(rows, self._late), 0, priorities)
         self._tree.set(rows, priorities)
 
     # ------------------------------------------------------------------------------------------ reading

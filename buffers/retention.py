@@ -7,8 +7,9 @@ A crash in between: the next owner removes the rest. What stays whatever the bou
 more (buffers/window.py); the rows of every batch after
 the oldest kept checkpoint beside genesis, so that a start and a replay from there find them; what the index has not
 taken in; what a reader holds (buffers/log/readers.py). Snapshots have files of their own. Versions below that
-checkpoint cannot be computed again from then on. Not covered: a trimmed store whose index is lost forgets stored
-successes of tasks below the cut.
+checkpoint cannot be computed again from then on. Stored successes hold nothing back: those below the cut are replayed
+no more, or a task that is rarely solved would keep the whole log. Not covered: a trimmed store whose index is lost
+forgets those of leases below the cut too.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Retention:
         """What the bounds ask for and nobody needs; None where that is nothing."""
         if not self._state.config.store.retention.is_bounded:
             return None
+        with self._state.lock:
+            before = dict(self._state.fold.last_steps)
         needed = self._find_needed_by_batches()
         with trimming(self._folder) as pinned:
             bound = min(needed, self._records_end() if pinned is None else pinned)
@@ -68,8 +71,8 @@ class Retention:
                 return None
             data_lsn = going[-1].end_lsn
             with self._state.lock:
-                if data_lsn > self._find_bound_locked():
-                    return None  # somebody came in between; the next time
+                if data_lsn > self._find_bound_locked() or before != self._state.fold.last_steps:
+                    return None  # somebody came in between, or a batch; the next time
                 self._state.trimming_lsn = data_lsn
                 future = self._state.control.submit([self._sum_up(data_lsn, contents, reason)])
             self._state.finish(future)
@@ -85,7 +88,8 @@ class Retention:
         fold = self._state.fold
         leases = [lease for stage in fold.stages.values() for lease in stage]
         leases += [lease for lease, _ in fold.positions.values()]
-        leases += [row.episode_lsn for batch in fold.open_batches.values() for row in batch.rows]
+        batches = (*fold.open_batches.values(), *self._state.naming)
+        leases += [row.episode_lsn for batch in batches for row in batch.rows]
         awaited = self._state.leases.oldest_awaited
         if awaited is not None:
             leases.append(awaited)
@@ -181,8 +185,15 @@ class Retention:
                 yield self._state.fold.groups[lease]
 
 
+def resume_trim(store: Path, data_lsn: int) -> None:
+    """Remove what a crash left of a trim up to there, as far as no reader holds it; the next trim or owner goes on."""
+    make_gate(store)
+    with trimming(store) as pinned:
+        finish_trim(store, data_lsn if pinned is None else min(data_lsn, pinned))
+
+
 def finish_trim(store: Path, data_lsn: int) -> None:
-    """Remove the segments that lie wholly below; also those that a crash left of an earlier trim."""
+    """Remove the segments that lie wholly below; also those that were left of an earlier trim. Inside `trimming`."""
     folder = store / "data"
     starts = list_starts(folder)
     going = [start for start, end in itertools.pairwise(starts) if end <= data_lsn]

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from threading import BoundedSemaphore, Condition
 from typing import TypeVar
 
+from buffers.addresses import part_of
 from buffers.fold import Fold
 from buffers.groups import Group, Stage
 from buffers.indexing import Indexer
@@ -23,7 +24,7 @@ from buffers.pipeline import Pipeline
 from buffers.sampling import find_fault
 from configs.schema import RunConfig
 from contracts.errors import FencedError
-from contracts.records import Closed, ControlRecord, Disposition, Record
+from contracts.records import Batch, Closed, ControlRecord, Disposition, Record
 
 Due = dict[tuple[Disposition, str], list[int]]  # (how, why) → leases that end outside a batch
 
@@ -56,6 +57,7 @@ class StoreState:
         self.judging: list[int] = []  # leases whose HOLD or REVIEW is on its way: no batch may have them meanwhile
         # Leases that another shard's log may decide about, see buffers/following.py; None: any
         self.promised: set[int] | None = set()
+        self.naming: list[Batch] = []  # BATCH records on their way: what they name is needed already
         self._changed = Condition(self.lock)  # something was applied, or the store closes
         self._num_changes = 0
         self._closed = False
@@ -64,6 +66,11 @@ class StoreState:
     def _apply_data(self, lsn: int, record: Record) -> None:
         self.fold.apply(lsn, record)
         self.index.note(lsn, record)
+
+    @property
+    def kept_lsn(self) -> int:
+        """What lies below in the data log is gone, or on its way out."""
+        return max(self.fold.trimmed_lsn, self.trimming_lsn)
 
     def finish(self, future: Future[list[int]]) -> list[int]:
         """Wait until an append is safe and let the fold take in all that is; the append's LSNs."""
@@ -152,12 +159,16 @@ class StoreState:
         """Submit, as one, records that take `leases` out of the queue; until then nothing else may take them."""
 
         def settle(lsns: list[int] | None) -> None:
+            for batch in batches:
+                self.naming.remove(batch)
             for lease in leases:
                 del self.ending[lease]
                 if lsns is not None:
                     self.leases.release(lease)
 
+        batches = [part_of(record, shard=0) for record in records if isinstance(record, Batch)]
         future = self.control.submit(records, settle=settle)
+        self.naming += batches
         self.ending.update(dict.fromkeys(leases, future))
         return future
 

@@ -21,26 +21,30 @@ from configs.schema import Replay
 from contracts.records import Row
 
 
-def find_replay(fold: Fold, group: Group, *, settings: Replay, seed: int) -> Row | None:
+def find_replay(fold: Fold, group: Group, *, settings: Replay, seed: int, kept_lsn: int) -> Row | None:
     """The stored success that goes in the place of the group's first member; None: it is left as it is.
 
-    One of those stored for its task, uniformly, drawn from `seed` and the lease alone.
+    One of those stored for its task that the log still has (from `kept_lsn` on), uniformly, drawn from `seed` and the
+    lease alone.
     """
     if not settings.enabled:
         return None
     rewards = np.array([member.reward for _, member in sorted(group.members.items())], dtype=np.float64)
     if not (rewards.std() < settings.trigger_std and rewards.mean() < settings.trigger_mean):
         return None
-    stored = fold.successes.get(group.task.task_id)
+    stored = [one for one in fold.successes.get(group.task.task_id) or () if one[0] >= kept_lsn]
     if not stored:
         return None
     episode_lsn, reward_lsn = stored[int(np.random.default_rng((seed, group.lease)).integers(len(stored)))]
     return Row(episode_lsn=episode_lsn, reward_lsn=reward_lsn, lease=group.lease, replayed=True)
 
 
-def put_replays(fold: Fold, rows: Sequence[Row], *, settings: Replay, seed: int) -> tuple[Row, ...]:
+def put_replays(fold: Fold, rows: Sequence[Row], *, settings: Replay, seed: int, kept_lsn: int) -> tuple[Row, ...]:
     """`rows`, whole groups, with replayed ones in their places."""
-    replays = {lease: find_replay(fold, fold.groups[lease], settings=settings, seed=seed) for lease in _leases(rows)}
+    replays = {
+        lease: find_replay(fold, fold.groups[lease], settings=settings, seed=seed, kept_lsn=kept_lsn)
+        for lease in _leases(rows)
+    }
     changed = []
     for row in rows:
         replayed = replays.pop(row.lease, None)  # a group's first row

@@ -30,7 +30,8 @@ class StoreView:
     `fold` is the state of everything below `data_lsn` and `control_lsn`, both durable: what the index holds of it
     (buffers/index.py) and what came after, so that opening takes as long as the newest records do. What has ended is
     recalled from the index when it is asked for, as it is then. Without an index, or with one that is of no use,
-    everything is read.
+    everything is read: the sums and all that may still change are the same then; of what was trimmed it knows the sums
+    alone, and neither groups, nor late LSNs, nor priorities, nor stored successes of leases below `fold.trimmed_lsn`.
     """
 
     def __init__(self, records: Records, *, folder: Path) -> None:
@@ -52,18 +53,21 @@ class StoreView:
 
     def __enter__(self) -> Self:
         """Inside a `with` block nothing that the view shows is trimmed."""
-        self._reading.enter_context(reading(self._folder))
+        for view in (self, *self._further.values()):
+            self._reading.enter_context(reading(view._folder))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reading.close()
 
     def refresh(self) -> None:
-        """Take in what became durable since."""
-        try:
-            self._refresh_from_index()
-        except StoreError:  # it is missing, or of no use: the logs have it all
-            self._refresh_from_logs()
+        """Take in what became durable since. Raises StoreError where what it needs was trimmed while it was read, which
+        only happens to one who may not write into the store's folder."""
+        with reading(self._folder):
+            try:
+                self._refresh_from_index()
+            except StoreError:  # it is missing, or of no use: the logs have it all
+                self._refresh_from_logs()
         for view in self._further.values():
             view.refresh()
         self._open_further()
@@ -88,7 +92,7 @@ class StoreView:
 
     def _refresh_from_logs(self) -> None:
         marks, fold = self._read_marks(), self.fold
-        if self._is_recalling or not self.control_lsn:
+        if self._is_recalling or not self.control_lsn or fold.data_end < self._first_lsn():
             fold = Fold()
             self._records.begin(fold, control_end=marks[0])
         self._fold_on(fold, marks)
@@ -98,11 +102,18 @@ class StoreView:
         """Of control and data. Control's is read first: what it names is then below data's."""
         return self._records.control.watermark(), self._records.data.watermark()
 
+    def _first_lsn(self) -> int:
+        """Where the data log begins now."""
+        segments = self._records.data.segments()
+        return segments[0].start_lsn if segments else 0
+
     def _fold_on(self, fold: Fold, marks: tuple[int, int]) -> None:
         self._is_recalling = True  # also where it ends in an error
-        data = (max(fold.data_end, fold.trimmed_lsn), marks[1])
-        for lsn, record in self._records.replay(data=data, control=(fold.control_end, marks[0])):
+        begin = max(fold.data_end, fold.trimmed_lsn)
+        for lsn, record in self._records.replay(data=(begin, marks[1]), control=(fold.control_end, marks[0])):
             fold.apply(lsn, record)
+        if begin < self._first_lsn():
+            raise StoreError(f"{self._folder}: the log was trimmed while it was read; ask again")
         self.fold, (self.control_lsn, self.data_lsn) = fold, marks
 
     def ledger(self) -> Ledger:

@@ -115,8 +115,7 @@ class Window:
         num = self._settings.count_replayed(num_groups)
         if not num:
             return ()
-        trimmed_lsn = max(self._state.fold.trimmed_lsn, self._state.trimming_lsn)
-        candidates = [one for one in self._candidates() if one.first_lsn >= trimmed_lsn]
+        candidates = [one for one in self._candidates() if one.first_lsn >= self._state.kept_lsn]
         return draw(candidates, num, settings=self._settings, seed=(seed, step))
 
     def prioritise(self, record: Priority) -> None:

@@ -123,9 +123,11 @@ def test_a_second_copy_is_told_the_first_ones_lsn(driver: Driver) -> None:
     (first,) = driver.store.append([episode])
     (again,) = driver.store.append([episode])
     assert (again.lsn, again.duplicate) == (first.lsn, True)
-    (other,) = driver.store.append([replace(driver.make(lease, 1), seq=episode.seq)])
-    assert (other.lsn, other.duplicate) == (first.lsn, True)
+    with pytest.raises(StoreError, match="which was another record's"):
+        driver.store.append([replace(driver.make(lease, 1), seq=episode.seq)])
     assert driver.store.ledger().episodes == 1
+    (other,) = driver.store.append([driver.make(lease, 1)])
+    assert not other.duplicate
 
 
 def test_an_older_epoch_is_fenced(driver: Driver) -> None:

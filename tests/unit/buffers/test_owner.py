@@ -65,10 +65,13 @@ def test_a_second_copy_is_told_the_first_ones_lsn(tmp_path: Path, ack: str) -> N
         sent = bench.make(lease, 0)
         (first,) = bench.owner.append([sent])
         other_seq = bench.make(lease, 0, reward=9.0)
-        same_seq = dataclasses.replace(bench.make(lease, 1), seq=sent.seq)
-        for copy in (sent, other_seq, same_seq):
+        for copy in (sent, other_seq):
             (again,) = bench.owner.append([copy])
             assert (again.lsn, again.duplicate) == (first.lsn, True)
+        same_seq = dataclasses.replace(bench.make(lease, 1), seq=sent.seq)
+        with pytest.raises(StoreError, match=f"came as number {sent.seq}, which was another record's"):
+            bench.owner.append([same_seq, bench.make(lease, 1)])
+        assert bench.owner.ledger().episodes == 1
         twice = bench.make(lease, 1)
         one, two = bench.owner.append([twice, twice])
         assert (one.duplicate, two.duplicate, one.lsn) == (False, True, two.lsn)
@@ -343,6 +346,33 @@ def test_the_last_reward_before_the_batch_is_what_the_learner_reads(tmp_path: Pa
 
 
 # ---------------------------------------------------------------------------------------------- decisions
+
+
+@pytest.mark.parametrize("ack", ["durable", "os"])
+def test_a_batch_names_nothing_that_a_power_loss_may_take(tmp_path: Path, ack: str) -> None:
+    """A correction may come between the sync of the data log and the cut of the batch."""
+    with opened(tmp_path, config=small_config(ack=ack)) as bench:
+        bench.serve(0)
+        first, second, *_ = bench.lease()
+        acks = bench.play([first, second])
+        (episode,) = bench.owner.read([acks[2].lsn])
+        correction = Feedback(episode_id=episode.episode_id, episode_lsn=acks[2].lsn, reward=9.0)
+        writer = bench.owner._state.data.writer
+        sync, corrections = writer.sync, [correction, correction]
+
+        def sync_and_go_on() -> int:
+            mark = sync()
+            if corrections:
+                bench.owner.append_feedback(corrections.pop())
+            return mark
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer, "sync", sync_and_go_on)
+            assert bench.owner.append_batch(bench.request(1)) is None, "the second group was corrected since"
+            assert bench.owner.append_batch(bench.request(1)) is None
+            _, batch = bench.cut(1)
+        assert max(row.reward_lsn for row in batch.rows) < batch.data_lsn <= writer.durable_lsn
+        assert [one.reward for one in bench.owner.read([row.reward_lsn for row in batch.rows])] == [0.0, 1.0, 9.0, 1.0]
 
 
 def test_a_zombie_learner_is_fenced(tmp_path: Path) -> None:

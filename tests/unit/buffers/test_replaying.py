@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from buffers.erasure import Choice, erase
 from buffers.replaying import ReplayReader
 from contracts.errors import StoreError, StoreIdentityError
 from contracts.records import StopReason
 from tests.unit.buffers.bench import Bench, Clock, opened, small_config
+from tests.unit.buffers.test_retention import bounded, fill
+from tests.unit.buffers.test_snapshots import checkpoint, make_run
 
 
 def play(bench: Bench, steps: int) -> list[int]:
@@ -93,6 +96,40 @@ def test_priorities_decide_and_weights_correct(tmp_path: Path) -> None:
         draw = reader.draw_by_priority(4, seed=1, beta=1.0)
         assert sorted(draw.lsns.tolist()) == [lsns[0], *[lsns[1]] * 3]
         assert sorted(draw.weights.tolist()) == [pytest.approx(1 / 3)] * 3 + [1.0]
+
+
+def test_what_was_erased_is_drawn_no_more_whatever_its_priority(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with opened(run / "store") as bench:
+        bench.serve(0)
+        checkpoint(bench, run, version=0, step=0)
+        victim, *others = [ack.lsn for ack in bench.play(bench.lease(2))]
+    with ReplayReader.open(run / "store") as reader:
+        ones = np.ones(4, dtype=np.int64)
+        reader.set_priorities(np.arange(4), ones)
+        assert set(reader.draw_by_priority(64, seed=1, beta=0.5).lsns.tolist()) == {victim, *others}
+        erase(run, Choice(lsns=frozenset([victim])), reason="asked for")
+        with opened(run / "store"):
+            pass  # the index hears of it
+        reader.refresh()
+        for _ in range(2):
+            assert set(reader.draw_by_priority(64, seed=1, beta=0.5).lsns.tolist()) == set(others)
+            reader.set_priorities(np.arange(4), ones)
+
+
+def test_what_was_trimmed_is_drawn_no_more_whatever_its_priority(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=bounded()) as bench:
+        fill(bench, run)
+        with ReplayReader.open(run / "store") as reader:
+            rows, ones = np.arange(reader.num_rows), np.ones(reader.num_rows, dtype=np.int64)
+            reader.set_priorities(rows, ones)
+            done = bench.owner.trim()
+            assert done is not None
+            reader.refresh()
+            for _ in range(2):
+                assert reader.draw_by_priority(64, seed=1, beta=0.5).lsns.min() > done.data_lsn
+                reader.set_priorities(rows, ones)
 
 
 def test_every_task_gets_as_many(tmp_path: Path) -> None:

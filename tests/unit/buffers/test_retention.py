@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from buffers import snapshots
+from buffers import retention, snapshots
 from buffers.log.readers import reading
 from buffers.log.segments import list_starts
 from buffers.replaying import ReplayReader
 from buffers.retention import Trimmed
 from buffers.verification import verify
 from buffers.view import StoreView
-from configs.schema import RunConfig
+from configs.schema import Replay, RunConfig
 from contracts.errors import StoreError
 from contracts.records import Ack, Batch, Fault, Kind, Lease, Ledger
 from tests.unit.buffers.bench import Bench, make_step, opened, small_config
@@ -158,6 +158,83 @@ def test_what_has_not_ended_and_what_a_start_needs_stays(tmp_path: Path) -> None
         assert starts(run)[0] == done.data_lsn
 
 
+RARE_FROM = 48  # the position at which the rare task comes again, and fails
+
+
+def name_tasks(position: int) -> tuple[str, int]:
+    return ("rare" if position in (0, RARE_FROM) else f"task/{position}"), position
+
+
+def with_replay() -> RunConfig:
+    return bounded().model_copy(update={"replay": Replay.model_validate({"enabled": True})})
+
+
+def play_rare(bench: Bench, run: Path, *, step: int) -> Batch:
+    """One step; the rare task succeeds the first time and fails the second."""
+    for lease in bench.lease():
+        fails = lease.task.task_id == "rare" and lease.task.position > 0
+        rewards = [0.0 if fails else float(member) for member in lease.missing]
+        made = [
+            bench.make(lease, member, version=step - 1, steps=(make_step(BIG),), reward=reward)
+            for member, reward in zip(lease.missing, rewards, strict=True)
+        ]
+        bench.owner.append(made)
+    lsn, batch = bench.cut(step, parent_version=step - 1, max_staleness=100)
+    bench.serve(step, step=step, batch_lsn=lsn)
+    checkpoint(bench, run, version=step, step=step)
+    if step > 2:
+        shutil.rmtree(run / "checkpoints" / f"step-{step - 2:06d}")
+    bench.owner._state.index.flush()
+    return batch
+
+
+def test_a_stored_success_that_was_trimmed_is_not_replayed(tmp_path: Path) -> None:
+    """It would be a batch that no learner can read; one that is still there is replayed, and then stays."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=with_replay(), source=name_tasks) as bench:
+        bench.serve(0)
+        checkpoint(bench, run, version=0, step=0)
+        stored, _ = play_rare(bench, run, step=1).remembered
+        fold = bench.owner._state.fold
+        for step in range(2, 40):
+            batch = play_rare(bench, run, step=step)
+            assert bench.owner.read([row.reward_lsn for row in batch.rows])
+            assert not any(row.replayed for row in batch.rows)
+            bench.owner.trim()
+            if any(fold.groups[row.lease].task.position == RARE_FROM for row in batch.rows):
+                break
+        assert fold.groups[batch.rows[0].lease].task.position == RARE_FROM
+        assert fold.successes["rare"] == ((stored.episode_lsn, stored.reward_lsn),)
+        assert stored.episode_lsn < starts(run)[0]
+
+
+def test_what_a_batch_on_its_way_replays_is_not_trimmed(tmp_path: Path) -> None:
+    """The trim begins between the cut of a batch and its record."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=with_replay(), source=name_tasks) as bench:
+        bench.serve(0)
+        checkpoint(bench, run, version=0, step=0)
+        for step in range(1, RARE_FROM // 2 + 1):
+            play_rare(bench, run, step=step)
+        assert starts(run)[0] == 0
+        control = bench.owner._state.control.writer
+        write, trims = control._sync, list[Trimmed | None]()
+
+        def trim_meanwhile() -> None:
+            if not trims:
+                trims.append(None)
+                trims.append(bench.owner.trim())
+            write()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(control, "_sync", trim_meanwhile)
+            batch = play_rare(bench, run, step=RARE_FROM // 2 + 1)
+        (row,) = [row for row in batch.rows if row.replayed]
+        assert trims == [None, None]
+        assert bench.owner.read([row.episode_lsn])
+        assert bench.owner.trim() is None, "it is named by a batch after the oldest kept checkpoint"
+
+
 def test_what_comes_for_a_trimmed_lease_is_kept_apart(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with opened(run / "store", config=bounded()) as bench:
@@ -255,6 +332,23 @@ def test_readers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
     for reader in readers:
         reader.communicate()
     assert said == ["reads\n"] * 2
+
+
+def test_a_reader_outlives_the_next_owner_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trim that a crash left half done is ended by the next owner: as far as nobody reads what goes."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=bounded()) as bench:
+        fill(bench, run)
+        with monkeypatch.context() as patch:
+            patch.setattr(retention, "finish_trim", lambda *_: None)  # it was killed right before
+            done = trim(bench)
+    assert starts(run)[0] == 0 < done.data_lsn
+    with reading(run / "store") as first:
+        with opened(run / "store", config=bounded()) as bench:
+            assert bench.owner.ledger().balanced
+        assert starts(run)[0] == first == 0
+    with opened(run / "store", config=bounded()):
+        assert starts(run)[0] == done.data_lsn
 
 
 def test_a_sampler_reads_what_it_drew_and_forgets_what_went(tmp_path: Path) -> None:

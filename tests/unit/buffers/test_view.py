@@ -11,12 +11,15 @@ import pytest
 
 from buffers import index as index_module
 from buffers.fold import Fold
+from buffers.index import IndexView
 from buffers.log.reader import LogReader
 from buffers.reading import Records
 from buffers.view import StoreView
 from contracts.errors import StoreError, StoreIdentityError
 from contracts.records import Kind, Record
 from tests.unit.buffers.bench import opened
+from tests.unit.buffers.test_retention import bounded, fill
+from tests.unit.buffers.test_snapshots import make_run
 
 
 def test_a_view_of_a_live_store_follows_it(tmp_path: Path) -> None:
@@ -143,3 +146,29 @@ def test_views_of_one_process_share_the_index(tmp_path: Path) -> None:
     second.refresh()
     assert second.fold.late.get(8) is None
     assert second.fold == fold_of_logs(tmp_path)
+
+
+def test_a_view_without_an_index_goes_on_over_a_trim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had not read is gone; the sums are the owner's all the same."""
+
+    def refuse(_: IndexView) -> None:
+        raise StoreError("the index is not for this user")
+
+    monkeypatch.setattr(IndexView, "at_one_cut", refuse)
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=bounded()) as bench:
+        fill(bench, run, last=4)
+        view = StoreView.open(run / "store")
+        assert view.ledger() == bench.owner.ledger()
+        fill(bench, run, first=5, last=30)
+        done = bench.owner.trim()
+        assert done is not None
+        assert done.data_lsn > view.data_lsn
+        view.refresh()
+        for one in (view, StoreView.open(run / "store")):
+            assert one.ledger() == bench.owner.ledger()
+            assert one.fold.num_unresolved == 0
+            assert one.fold.trim == bench.owner._state.fold.trim
+            assert one.fold.stages == bench.owner._state.fold.stages
+            assert one.fold.versions == bench.owner._state.fold.versions
+        assert min(view.fold.groups.keys()) >= done.data_lsn
