@@ -24,10 +24,11 @@ _values_of = attrgetter(
     *_WHOLE, *_TEXTS, "purpose", "stop_reason", "wall_time", "reward_parts", "steps", "spans", "reward",
     "reward_deadline",
 )  # fmt: skip
+_NUMBER_OR_NONE: tuple[type, type] = (float, type(None))
 # The types of these in an episode that is as its record says, as nearly all are.
 _PLAIN: frozenset[tuple[type, ...]] = frozenset(
     (*[int] * len(_WHOLE), *[str] * len(_TEXTS), Purpose, StopReason, float, dict, tuple, tuple, *rewards)
-    for rewards in product((float, type(None)), repeat=2)
+    for rewards in product(_NUMBER_OR_NONE, repeat=2)
 )
 # What stands in the place of a value that is none.
 _INSTEAD: dict[str, Any] = {
@@ -176,8 +177,8 @@ def _check_text(step: Step) -> Flaw | None:
         ("action", step.action, _INT32),
         ("log_probs", step.log_probs, _FLOAT32),
     ):
-        if not isinstance(column, np.ndarray):
-            return _not_an_array(name, column)
+        if (flaw := _check_array(name, column)) is not None:
+            return flaw
         if column.dtype != dtype:
             return Flaw(Fault.DTYPE, f"{name} is {column.dtype}, not {dtype}")
         if column.ndim != 1:
@@ -187,15 +188,17 @@ def _check_text(step: Step) -> Flaw | None:
     return None
 
 
-def _not_an_array(name: str, column: object) -> Flaw:
+def _check_array(name: str, column: object) -> Flaw | None:
+    if isinstance(column, np.ndarray):
+        return None
     return Flaw(Fault.DTYPE, f"{name} is a {type(column).__name__}, not an array")
 
 
 def _check_stretch(step: Step, rewards: FloatArray) -> Flaw | None:
     columns = {"observation": step.observation, "action": step.action, "log_probs": step.log_probs, "rewards": rewards}
     for name, column in columns.items():
-        if not isinstance(column, np.ndarray):
-            return _not_an_array(name, column)
+        if (flaw := _check_array(name, column)) is not None:
+            return flaw
     if step.action.ndim == 0:
         return Flaw(Fault.SHAPE, "action is one number, not one for each step of the stretch")
     num = len(step.action)

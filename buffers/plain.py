@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Hashable
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
@@ -37,7 +38,7 @@ def find_misfits(record: Any) -> dict[str, str]:
     """Fields that hold something else than the record says → what, in words."""
     return {
         name: f"{name} is {_show(value)}, not {_describe(hint)}"
-        for name, hint in hints_of(type(record)).items()
+        for name, hint in hints_of(cast(Hashable, type(record))).items()
         if not fits(value := getattr(record, name), hint)
     }
 
@@ -57,18 +58,20 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, np.ndarray)
     if dataclasses.is_dataclass(hint):
         return isinstance(value, cast(type, hint)) and not find_misfits(value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
+        return isinstance(value, Real)
     if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool) and -MAX_INT - 1 <= value <= MAX_INT
+        return isinstance(value, Integral) and -MAX_INT - 1 <= int(value) <= MAX_INT
     return isinstance(value, hint)
 
 
 @cache
-def hints_of(record_class: type) -> dict[str, Any]:
+def hints_of(record_class: Hashable) -> dict[str, Any]:
     """The type of each field, by name."""
     hints = get_type_hints(record_class)
-    return {field.name: hints[field.name] for field in dataclasses.fields(record_class)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, record_class))}
 
 
 def _describe(hint: Any) -> str:

@@ -275,7 +275,8 @@ def test_a_value_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None
         with pytest.raises(StoreError, match="its gap is 'wide', not a number"):
             bench.owner.decide(Served(version=0, gap="wide"), bench.session)  # type: ignore[arg-type]
         assert bench.owner.status()["data_lsn"] == end
-        lsn = bench.owner.append_feedback(dataclasses.replace(good, reward=np.float32(0.1)))
+        wrong = np.float32(0.1)
+        lsn = bench.owner.append_feedback(dataclasses.replace(good, reward=wrong))
         state = bench.owner._state
         state.index.flush()
         assert state.index._thread.is_alive()
