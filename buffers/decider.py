@@ -121,9 +121,7 @@ class Decider:
             max_staleness=request.max_staleness,
             with_spread=request.with_spread and fold.num_replaced < MOST_REPLACED * request.num_groups,
             may_gain_spread=lambda lease: (
-                find_replay(
-                    fold, fold.groups[lease], settings=replay, seed=request.seed, kept_lsn=self._state.kept_lsn
-                )
+                find_replay(fold, fold.groups[lease], settings=replay, seed=request.seed, kept_lsn=self._state.kept_lsn)
                 is not None
             ),
         )

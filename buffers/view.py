@@ -53,8 +53,8 @@ class StoreView:
 
     def __enter__(self) -> Self:
         """Inside a `with` block nothing that the view shows is trimmed."""
-        for view in (self, *self._further.values()):
-            self._reading.enter_context(reading(view._folder))
+        for folder in (self._folder, *(view._folder for view in self._further.values())):
+            self._reading.enter_context(reading(folder))
         return self
 
     def __exit__(self, *_: object) -> None:
