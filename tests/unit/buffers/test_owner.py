@@ -355,6 +355,7 @@ def test_a_batch_names_nothing_that_a_power_loss_may_take(tmp_path: Path, ack: s
         bench.serve(0)
         first, second, *_ = bench.lease()
         acks = bench.play([first, second])
+        bench.owner._state.data.writer.sync()
         (episode,) = bench.owner.read([acks[2].lsn])
         correction = Feedback(episode_id=episode.episode_id, episode_lsn=acks[2].lsn, reward=9.0)
         writer = bench.owner._state.data.writer
