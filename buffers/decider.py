@@ -145,8 +145,9 @@ class Decider:
             mark = state.data.writer.sync()
             with state.lock:
                 self._check_chosen(batch, mark)
-            written = replace(batch, data_lsn=mark, control_lsn=state.control.writer.durable_lsn)
-            return self._append(written), written
+                written = replace(batch, data_lsn=mark, control_lsn=state.control.writer.durable_lsn)
+                future = state.end_locked(written, leases=())
+            return state.finish(future)[0], written
 
     def _check_chosen(self, batch: Batch, mark: int) -> None:
         fold, where = self._state.fold, f"batch of step {batch.step} of branch {batch.branch}"
@@ -154,6 +155,8 @@ class Decider:
             raise StoreError(f"{where}: there is no such branch, or no version {batch.parent_version}")
         if any(max(row.episode_lsn, row.reward_lsn, row.lease) >= mark for row in batch.rows):
             raise StoreError(f"{where}: it names what is not in the data log")
+        if any(min(row.episode_lsn, row.reward_lsn) < self._state.kept_lsn for row in batch.rows):
+            raise StoreError(f"{where}: it names what was trimmed")
         for lease in {row.lease for row in batch.rows}:
             group = fold.groups.get(lease)
             if group is not None and group.stage is not Stage.ENDED:
