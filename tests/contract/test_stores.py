@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from actors.cluster import joined
+from buffers.inspection import inspect
+from buffers.replaying import ReplayReader
 from contracts.errors import FencedError, StoreError
 from contracts.records import (
     Batch,
@@ -181,6 +184,43 @@ def test_what_no_learner_may_read_is_quarantined(driver: Driver, spoil: Spoil, f
     assert (ledger.episodes, ledger.quarantined) == (1, {fault.value: 1})
     with pytest.raises(StoreError, match="is a Quarantined, not an Episode"):
         driver.store.read([quarantined.lsn])
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.slow)])
+def test_of_what_is_quarantined_nothing_is_sampled(
+    open_store: Open, tmp_path: Path, rounds: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Every kind of bad record among good ones: batches and samplers have the good ones, the log keeps the reasons."""
+    config = small_config(max_staleness=99, steps=10_000)
+    bad: dict[int, Fault] = {}
+    sampled: set[int] = set()
+    with open_store(tmp_path, config) as opened:
+        driver, step = Driver(opened), 0
+        driver.serve(0)
+        for _ in range(rounds):
+            leases = driver.lease(2 * len(INVALID))
+            for lease, (spoil, fault) in zip(leases, INVALID.values(), strict=False):
+                episode = driver.make(lease, 1)
+                good, wrong = driver.store.append([driver.make(lease, 0), replace(episode, **spoil(episode))])
+                assert (good.fault, wrong.fault) == (None, fault)
+                bad[wrong.lsn] = fault
+            driver.play(leases[len(INVALID) :])
+            while (cut := driver.store.append_batch(driver.request(step + 1))) is not None:
+                step += 1
+                sampled |= {row.episode_lsn for row in cut[1].rows}
+        ledger = driver.store.ledger()
+    assert ledger.balanced
+    assert ledger.quarantined == Counter(fault.value for fault in bad.values())
+    with ReplayReader.open(tmp_path / "store") as reader:
+        reader.set_priorities(np.arange(reader.num_rows), np.ones(reader.num_rows, dtype=np.int64))
+        for draw in (reader.draw_uniform(5_000, seed=1), reader.draw_by_priority(5_000, seed=1, beta=0.5)):
+            assert len(set(draw.lsns.tolist())) > rounds * len(INVALID)
+            sampled |= set(draw.lsns.tolist())
+    assert not sampled & bad.keys()
+    contents = inspect(tmp_path / "store", newest=len(bad))
+    assert {lsn: record.fault for lsn, record in contents.quarantined} == bad
+    assert all(record.detail for _, record in contents.quarantined)
+    record_property("figures", f"{len(bad)} bad of {len(set(bad.values()))} faults, {len(sampled)} good ones sampled")
 
 
 def test_an_older_learner_is_fenced(driver: Driver) -> None:

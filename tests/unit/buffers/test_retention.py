@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -294,6 +296,48 @@ def test_no_read_fails_while_100_readers_and_a_snapshot_are_open(tmp_path: Path)
         assert list((run / "store" / "readers").glob("*.lease")) == []
     snapshots.verify(path)
     assert len(StoreView.open(path / "store").fold.groups) == ledger(run).handed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_100_readers_read_on_while_a_store_grows_and_is_trimmed(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Readers come and go, and each reads all that it saw when it came, slowly; snapshots are made in between."""
+    run = make_run(tmp_path / "run")
+    ended, episodes = Event(), Counter[int]()
+    tens = iter(range(1_000_000))
+
+    def read_on(number: int) -> None:
+        while not ended.is_set():
+            with StoreView.open(run / "store") as view:
+                first = view.fold.trimmed_lsn
+                lsns = [lsn for group in view.fold.groups.values() for lsn in group.lsns.values() if lsn >= first]
+                for lsn in lsns[next(tens) % 10 :: 10]:
+                    view.episodes([lsn])
+                    episodes[number] += 1
+                ended.wait(0.1)
+
+    num_trims = 0
+    with opened(run / "store", config=bounded()) as bench:
+        fill(bench, run)
+        with ThreadPoolExecutor(100) as pool:
+            readers = [pool.submit(read_on, number) for number in range(100)]
+            try:
+                for step in range(STEPS + 1, STEPS + 31):
+                    fill(bench, run, first=step, last=step)
+                    num_trims += bench.owner.trim() is not None
+                    if step % 10 == 0:
+                        snapshots.verify(snapshots.create(run, f"step-{step}"))
+            finally:
+                ended.set()
+            for reader in readers:
+                reader.result()
+        assert bench.owner.trim() is not None or num_trims
+        assert bench.owner.ledger().balanced
+    assert len(episodes) == 100
+    assert list((run / "store" / "readers").glob("*.lease")) == []
+    record_property("figures", f"{episodes.total()} episodes read by 100 readers, {num_trims} trims, 3 snapshots")
 
 
 def test_a_dead_reader_does_not_pin_for_ever(tmp_path: Path) -> None:
