@@ -55,6 +55,8 @@ class StoreView:
         """Inside a `with` block nothing that the view shows is trimmed."""
         for folder in (self._folder, *(view._folder for view in self._further.values())):
             self._reading.enter_context(reading(folder))
+        if self.fold.trimmed_lsn < self._first_lsn():  # something went between the last refresh and now
+            self.refresh()
         return self
 
     def __exit__(self, *_: object) -> None:
