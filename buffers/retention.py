@@ -62,19 +62,26 @@ class Retention:
         if not self._state.config.store.retention.is_bounded:
             return None
         with self._state.lock:
-            before = dict(self._state.fold.last_steps)
-        needed = self._find_needed_by_batches()
+            steps = dict(self._state.fold.last_steps)
+        end = self._state.control.writer.durable_lsn
+        needed = self._find_needed_by_batches(end)
         with trimming(self._folder) as pinned:
             bound = min(needed, self._records_end() if pinned is None else pinned)
             going, contents, reason = self._choose(bound)
             if not going:
                 return None
             data_lsn = going[-1].end_lsn
-            with self._state.lock:
-                if data_lsn > self._find_bound_locked() or before != self._state.fold.last_steps:
-                    return None  # somebody came in between, or a batch; the next time
-                self._state.trimming_lsn = data_lsn
-                future = self._state.control.submit([self._sum_up(data_lsn, contents, reason)])
+            while True:
+                with self._state.lock:
+                    if data_lsn > self._find_bound_locked():
+                        return None  # somebody came in between; the next time
+                    if steps == self._state.fold.last_steps:
+                        self._state.trimming_lsn = data_lsn
+                        future = self._state.control.submit([self._sum_up(data_lsn, contents, reason)])
+                        break
+                    steps = dict(self._state.fold.last_steps)
+                if data_lsn > self._find_named(since=end):
+                    return None  # a batch came in between
             self._state.finish(future)
             finish_trim(self._folder, data_lsn)
         return Trimmed(num_segments=len(going), data_lsn=data_lsn, reason=reason)
@@ -95,9 +102,16 @@ class Retention:
             leases.append(awaited)
         return int(min([*leases, self._state.index.data_lsn, self._window.floor]))
 
-    def _find_needed_by_batches(self) -> int:
-        """The lowest LSN that a batch after the oldest kept checkpoint beside genesis names; 0 where there is none."""
+    def _find_named(self, *, since: int) -> int:
+        """The lowest LSN that a batch from this LSN of the control log on names."""
         end = self._state.control.writer.durable_lsn
+        batches = [one for _, one in self._records.read_decisions(since, end, (Kind.BATCH,)) if isinstance(one, Batch)]
+        lsns = [row.episode_lsn for batch in batches for row in batch.rows]
+        return min(lsns, default=self._records.data.watermark())
+
+    def _find_needed_by_batches(self, end: int) -> int:
+        """The lowest LSN that a batch after the oldest kept checkpoint beside genesis names; 0 where there is none.
+        `end`: of the control log, as far as it is looked at."""
         decisions = self._records.read_decisions(0, end, (Kind.BATCH, Kind.CHECKPOINT))
         run = self._folder.parent
         steps = [

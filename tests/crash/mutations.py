@@ -452,6 +452,13 @@ FAULTS = (
         "tests/unit/buffers/test_retention.py::test_what_a_batch_on_its_way_replays_is_not_trimmed",
     ),
     Fault(
+        "what a batch names that came during a trim is trimmed",
+        "buffers/retention.py",
+        "                if data_lsn > self._find_named(since=end):\n",
+        "                if False:\n",
+        "tests/unit/buffers/test_retention.py::test_a_step_that_comes_and_goes_while_a_trim_looks_is_seen",
+    ),
+    Fault(
         "a trim overlooks readers",
         "buffers/retention.py",
         "            bound = min(needed, self._records_end() if pinned is None else pinned)\n",

@@ -17,9 +17,9 @@ import pytest
 
 from buffers import retention, snapshots
 from buffers.log.readers import reading
-from buffers.log.segments import list_starts
+from buffers.log.segments import Segment, list_starts
 from buffers.replaying import ReplayReader
-from buffers.retention import Trimmed
+from buffers.retention import Retention, Trimmed
 from buffers.verification import verify
 from buffers.view import StoreView
 from configs.schema import Replay, RunConfig
@@ -234,6 +234,27 @@ def test_what_a_batch_on_its_way_replays_is_not_trimmed(tmp_path: Path) -> None:
         assert trims == [None, None]
         assert bench.owner.read([row.episode_lsn])
         assert bench.owner.trim() is None, "it is named by a batch after the oldest kept checkpoint"
+
+
+def test_a_step_that_comes_and_goes_while_a_trim_looks_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batch is neither open any more, nor was it there when the trim asked what batches need."""
+    run = make_run(tmp_path / "run")
+    with opened(run / "store", config=with_replay(), source=name_tasks) as bench:
+        bench.serve(0)
+        checkpoint(bench, run, version=0, step=0)
+        for step in range(1, RARE_FROM // 2 + 1):
+            play_rare(bench, run, step=step)
+        look, seen = Retention._look_into, list[Batch]()
+
+        def train_meanwhile(self: Retention, segment: Segment) -> Any:
+            if not seen:
+                seen.append(play_rare(bench, run, step=RARE_FROM // 2 + 1))
+            return look(self, segment)
+
+        monkeypatch.setattr(Retention, "_look_into", train_meanwhile)
+        assert bench.owner.trim() is None
+        (row,) = [row for row in seen[0].rows if row.replayed]
+        assert bench.owner.read([row.episode_lsn])
 
 
 def test_what_comes_for_a_trimmed_lease_is_kept_apart(tmp_path: Path) -> None:
