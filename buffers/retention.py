@@ -71,16 +71,16 @@ class Retention:
             if not going:
                 return None
             data_lsn = going[-1].end_lsn
-            while True:
+            future = None
+            while future is None:
                 with self._state.lock:
                     if data_lsn > self._find_bound_locked():
                         return None  # somebody came in between; the next time
                     if steps == self._state.fold.last_steps:
                         self._state.trimming_lsn = data_lsn
                         future = self._state.control.submit([self._sum_up(data_lsn, contents, reason)])
-                        break
                     steps = dict(self._state.fold.last_steps)
-                if data_lsn > self._find_named(since=end):
+                if future is None and data_lsn > self._find_named(since=end):
                     return None  # a batch came in between
             self._state.finish(future)
             finish_trim(self._folder, data_lsn)

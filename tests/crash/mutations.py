@@ -454,8 +454,8 @@ FAULTS = (
     Fault(
         "what a batch names that came during a trim is trimmed",
         "buffers/retention.py",
-        "                if data_lsn > self._find_named(since=end):\n",
-        "                if False:\n",
+        " and data_lsn > self._find_named(since=end):\n",
+        " and False:\n",
         "tests/unit/buffers/test_retention.py::test_a_step_that_comes_and_goes_while_a_trim_looks_is_seen",
     ),
     Fault(
