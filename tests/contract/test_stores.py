@@ -187,10 +187,18 @@ def test_what_no_learner_may_read_is_quarantined(driver: Driver, spoil: Spoil, f
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["in process", "gRPC", pytest.param("Ray", marks=pytest.mark.ray)])
 def test_of_what_is_quarantined_nothing_is_sampled(
-    open_store: Open, tmp_path: Path, rounds: int, record_property: Callable[[str, object], None]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kind: str,
+    rounds: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Every kind of bad record among good ones: batches and samplers have the good ones, the log keeps the reasons."""
+    if kind == "Ray":
+        request.getfixturevalue("cluster")
+    open_store = OPENERS[kind]
     config = small_config(max_staleness=99, steps=10_000)
     bad: dict[int, Fault] = {}
     sampled: set[int] = set()
