@@ -108,7 +108,8 @@ class Producer:
         while time.time() < until:
             for lease in self.lease():
                 for member in lease.missing:
-                    time.sleep(pace.expovariate(1 / every_s) if every_s else 0.0)
+                    if every_s:
+                        time.sleep(pace.expovariate(1 / every_s))
                     if time.time() > until:
                         return self
                     self.append(lease, member)
@@ -254,7 +255,8 @@ def follow(address: str, start: int, pause_s: float, file: Path) -> None:
         print("ready", flush=True)
         for lsn, _record in tail:
             heard.write(lsn.to_bytes(8, "little"))
-            time.sleep(pause_s)
+            if pause_s:
+                time.sleep(pause_s)
 
 
 def main(words: Sequence[str]) -> None:
