@@ -30,6 +30,9 @@ TINY: Mapping[str, object] = {
     "store.reserve_mib": 0,
 }
 
+SYNC: Mapping[str, object] = {**TINY, "mode": "sync", "max_staleness": 0}
+LEARNS: Mapping[str, object] = {**SYNC, "learner.learning_rate": 1e-3}  # each step's weights are others
+
 TINY_CONTROL: Mapping[str, object] = {
     "steps": 2,
     "control.lanes": 2,

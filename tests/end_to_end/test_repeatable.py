@@ -9,10 +9,9 @@ import pytest
 
 from buffers.view import StoreView
 from contracts.records import Kind, Version
-from tests.end_to_end.commands import TINY, ratchet, run_to_end
+from tests.end_to_end.commands import LEARNS, SYNC, ratchet, run_to_end
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-SYNC = {**TINY, "mode": "sync", "max_staleness": 0}
 
 
 def hashes(folder: Path) -> dict[int, str]:
@@ -23,18 +22,17 @@ def hashes(folder: Path) -> dict[int, str]:
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     """With two workers, each of which has its fixed share; another number of them cuts other engine batches."""
-    settings = {**SYNC, "rollout.workers": 2, "learner.learning_rate": 1e-3}
+    settings = {**LEARNS, "rollout.workers": 2}
     first = Path(run_to_end(settings, root=tmp_path)["folder"])
     second = Path(run_to_end(settings, root=tmp_path)["folder"])
     assert hashes(first) == hashes(second)
     assert len(set(hashes(first).values())) > 2, "nothing was learned: the comparison says nothing"
 
 
-def test_taking_turns_on_one_device_gives_the_same_bits(tmp_path: Path) -> None:
+def test_taking_turns_on_one_device_gives_the_same_bits(tmp_path: Path, recorded: Path) -> None:
     """Colocated, engine and update worker share a bundle and sleep in turn: only who waits for whom is another."""
-    apart = Path(run_to_end(SYNC, root=tmp_path)["folder"])
-    together = Path(run_to_end({**SYNC, "cluster.mode": "colocated"}, root=tmp_path)["folder"])
-    assert hashes(apart) == hashes(together)
+    together = Path(run_to_end({**LEARNS, "cluster.mode": "colocated"}, root=tmp_path)["folder"])
+    assert hashes(recorded) == hashes(together)
     assert len(set(hashes(together).values())) > 2, "nothing was learned: the comparison says nothing"
 
     replayed = ratchet("replay", str(together), "--json")
