@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
-    "buffers", "configs", "contracts", "environments", "evaluation", "inference", "learners", "loops", "telemetry",
-    "tests", "pyproject.toml",
+    "buffers", "configs", "contracts", "environments", "evaluation", "inference", "learners", "loops", "serving",
+    "telemetry", "tests", "pyproject.toml",
 )  # fmt: skip
 LIMIT_S = 600.0
 LOG = "tests/unit/buffers/log"
