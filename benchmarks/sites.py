@@ -35,7 +35,7 @@ from loops.update import UpdateLoop, UpdatePorts
 
 ID = "benchmarks.sites:Sites-v0"
 METRIC = "greedy_return"  # the share of right actions
-NUM_SITES, NUM_FEATURES, NUM_ACTIONS, SESSION = 4, 4, 3, 32
+NUM_SITES, NUM_FEATURES, NUM_ACTIONS, SESSION = 4, 2, 3, 64
 # What is right at a site is the largest of three linear functions of the features, other ones at each site.
 FUNCTIONS = np.random.default_rng(5).standard_normal((NUM_SITES, NUM_ACTIONS, NUM_FEATURES))
 # The features stand in the columns of their site, so that a linear policy can be right, and sites do not share weights.
@@ -209,8 +209,8 @@ def configure(
                 "evaluation_episodes": held_out,
             },
             "ppo": {
-                "epochs": 6,
-                "minibatch_steps": 1024,
+                "epochs": 16,
+                "minibatch_steps": 2048,
                 "discount": 1e-6,
                 "gae_lambda": 0.0,
                 "entropy_coefficient": 0.01,
@@ -221,7 +221,7 @@ def configure(
                 "group_size": 1,
                 "learning_rate": 0.1,
                 "warmup_steps": 0,
-                "weight_decay": 1.0,  # a policy of its last few batches: what one of them teaches shows at once
+                "weight_decay": 0.5,  # a policy of its last few batches: what one of them teaches shows at once
                 "clip_low": 1.0,
                 "clip_high": 10.0,
                 "betas": [0.9, 0.99],
