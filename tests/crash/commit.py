@@ -34,7 +34,7 @@ from tests.unit.buffers.log.logs import STORE, read_records
 PAGE_BYTES = 4096
 WAYS = ("pages", "sectors lost", "sectors swapped", "cut", "shortened")
 LOGS = ("data", "control")
-NUM_PAGES = {"cut": 2, "shortened": 2}  # of the commit, where every byte is a case of its own
+NUM_PAGES = {"cut": 1, "shortened": 1}  # of the commit, where every byte is a case of its own
 MOST_PAGES = 8  # elsewhere: all sets of nine, since it does not begin where a page does
 SEGMENT_BYTES = 64 << 10
 WAIT_S = 60.0
