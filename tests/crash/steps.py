@@ -27,6 +27,7 @@ from buffers.repair import repair
 from buffers.verification import verify
 from buffers.view import StoreView
 from contracts.records import Ledger
+from tests.crash.disk import unsynced
 from tests.crash.failpoints import kill_at_each_step
 from tests.unit.buffers.bench import opened
 from tests.unit.buffers.test_retention import bounded, fill
@@ -135,7 +136,7 @@ def look_at_repaired(place: Path, done: bool) -> None:
 
 
 def uri_of(run: Path) -> str:
-    return f"file://{run.parent / 'far'}"
+    return str(run.parent / "far")
 
 
 def first_lsn(run: Path) -> frozenset[int]:
@@ -182,11 +183,13 @@ def try_steps(name: str, runs: dict[bool, Path], scratch: Path, *, stride: int =
 
     def prepare(place: Path) -> Callable[[], object]:
         run = copy(runs[action.is_long], place / "run")
-        action.prepare(run)
+        with unsynced():
+            action.prepare(run)
         return lambda: action.act(run)
 
     def look(place: Path, done: bool) -> None:
-        action.look(place, done)
+        with unsynced():
+            action.look(place, done)
         shutil.rmtree(place)
 
     return kill_at_each_step(prepare, look, scratch, stride=stride)
