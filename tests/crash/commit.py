@@ -173,6 +173,7 @@ def _open(folder: Path, *, epoch: int, create: bool = False) -> LogWriter:
         create=create,
         chained=folder.name == "control",
         segment_bytes=SEGMENT_BYTES,
+        commit_wait_s=WAIT_S,  # all that is queued is one commit, however busy the machine is
         strict=True,
     )
 
