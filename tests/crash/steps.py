@@ -2,8 +2,8 @@
 
 An action runs in a process of its own, which SIGKILL ends before its nth change of a file (tests/crash/failpoints.py),
 for every n. Then everything that was there before is still there and whole, and the action can be done again. Prints
-how many steps there were. Not covered: what LMDB does to its own file, a kill inside the removal of a folder, power loss
-(tests/crash/power.py).
+how many steps there were. Not covered: what LMDB does to its own file, a kill inside the removal of a folder, power
+loss (tests/crash/power.py).
 """
 
 from __future__ import annotations
