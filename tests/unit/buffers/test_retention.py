@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -218,17 +218,17 @@ def test_what_a_batch_on_its_way_replays_is_not_trimmed(tmp_path: Path) -> None:
         for step in range(1, RARE_FROM // 2 + 1):
             play_rare(bench, run, step=step)
         assert starts(run)[0] == 0
-        control = bench.owner._state.control.writer
-        write, trims = control._sync, list[Trimmed | None]()
+        state, trims = bench.owner._state, list[Trimmed | None]()
+        finish = state.finish
 
-        def trim_meanwhile() -> None:
-            if not trims:
+        def trim_meanwhile(future: Future[list[int]]) -> list[int]:
+            if state.naming and not trims:
                 trims.append(None)
                 trims.append(bench.owner.trim())
-            write()
+            return finish(future)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(control, "_sync", trim_meanwhile)
+            patch.setattr(state, "finish", trim_meanwhile)
             batch = play_rare(bench, run, step=RARE_FROM // 2 + 1)
         (row,) = [row for row in batch.rows if row.replayed]
         assert trims == [None, None]
