@@ -481,7 +481,7 @@ FAULTS = (
         "buffers/retention.py",
         "one.step > min(steps)]\n",
         "one.step > max(steps)]\n",
-        "tests/unit/buffers/test_retention.py::test_what_has_not_ended_and_what_a_start_needs_stays",
+        "tests/unit/buffers/test_retention.py::test_every_batch_after_the_oldest_kept_checkpoint_can_be_read",
     ),
     Fault(
         "the sums of what was trimmed are forgotten",

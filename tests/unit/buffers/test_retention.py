@@ -257,6 +257,21 @@ def test_a_step_that_comes_and_goes_while_a_trim_looks_is_seen(tmp_path: Path, m
         assert bench.owner.read([row.episode_lsn])
 
 
+def test_every_batch_after_the_oldest_kept_checkpoint_can_be_read(tmp_path: Path) -> None:
+    """However long ago it was made; genesis does not count."""
+    run, kept = make_run(tmp_path / "run"), 7
+    with opened(run / "store", config=bounded()) as bench:
+        fill(bench, run, last=kept)
+        folder = run / "checkpoints" / f"step-{kept:06d}"
+        shutil.copytree(folder, tmp_path / "copy")
+        fill(bench, run, first=kept + 1)
+        shutil.move(tmp_path / "copy", folder)
+        assert trim(bench).data_lsn > 0
+        batches = [one for _, one in bench.owner.decisions(kinds=[Kind.BATCH]) if isinstance(one, Batch)]
+        later = [row.reward_lsn for batch in batches if batch.step > kept for row in batch.rows]
+        assert len(bench.owner.read(later)) == (STEPS - kept) * len(batches[0].rows)
+
+
 def test_what_comes_for_a_trimmed_lease_is_kept_apart(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with opened(run / "store", config=bounded()) as bench:
