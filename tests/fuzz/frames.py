@@ -15,6 +15,7 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
+from types import FunctionType
 from uuid import UUID
 
 import google_crc32c
@@ -109,7 +110,7 @@ def fuzz_with_atheris(seconds: float) -> None:
     atheris.instrument_func(read_anything)
     for module in ("buffers.log.frames", "buffers.log.segments", "buffers.log.files"):
         for name, member in list(vars(sys.modules[module]).items()):
-            if getattr(member, "__module__", "") == module and callable(member) and not isinstance(member, type):
+            if isinstance(member, FunctionType) and member.__module__ == module:
                 setattr(sys.modules[module], name, atheris.instrument_func(member))
     arguments = [sys.argv[0], f"-max_total_time={seconds:.0f}", f"-max_len={MOST_BYTES}", str(CORPUS)]
     atheris.Setup(arguments, read_anything)
