@@ -84,6 +84,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     folder = resolve(run)
     with bar("verifying", quiet=as_json) as advance:
         found = look(folder, on_progress=advance)
+    elsewhere = 0 if found.defects else load(folder / "config.yaml").store.shards - found.num_shards
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
@@ -95,7 +96,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
             f"{found.num_records:,} records in {found.num_bytes / 2**20:,.1f} MiB and {found.num_snapshots} snapshots: "
             f"{verdict}"
         )
-        if elsewhere := load(folder / "config.yaml").store.shards - found.num_shards:
+        if elsewhere:
             typer.echo(f"{elsewhere} of its shards lie on other machines and were not looked at")
     if found.defects:
         raise typer.Exit(1)

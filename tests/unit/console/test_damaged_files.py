@@ -273,6 +273,15 @@ def test_a_wrong_value_is_refused(root: Path, file: str, key: str, value: Any, w
     assert check(words, root).returncode == 2
 
 
+def test_what_is_wrong_with_a_snapshot_is_told_though_its_configuration_is_gone(root: Path) -> None:
+    (root / "runs" / "run" / "snapshots" / "s" / "config.yaml").unlink()
+    answer = check("store verify runs/run/snapshots/s", root)
+    assert (answer.returncode, "config.yaml is missing" in answer.stdout) == (1, True)
+    (root / "runs" / "run" / "config.yaml").unlink()
+    assert check("store verify twig", root).returncode == 0
+    assert check("status run", root).returncode == 2
+
+
 def test_an_end_that_a_snapshot_does_not_have_costs_its_branch_nothing(root: Path) -> None:
     """An LSN far beyond its log: what the branch writes from here on must not be taken for the old store's."""
     path = root / MANIFEST
