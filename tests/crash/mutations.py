@@ -549,13 +549,6 @@ FAULTS = (
         "tests/unit/buffers/test_owner.py::test_a_second_copy_is_told_the_first_ones_lsn",
     ),
     Fault(
-        "a batch takes a group whose HOLD is on its way",
-        "buffers/decider.py",
-        " and lease not in judging and ",
-        " and ",
-        "tests/unit/buffers/test_held.py::test_a_hold_on_its_way_keeps_its_group_out_of_a_batch",
-    ),
-    Fault(
         "erased contents stay",
         "buffers/erasure.py",
         "    return replace(record, steps=(), reward_parts={})\n",
