@@ -34,7 +34,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        extras = vars(record).items()  # and what a library's record factory adds: Ray's _ray_timestamp_ns
+        line.update((name, value) for name, value in extras if name not in _STANDARD and not name.startswith("_"))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return dump_line(line)
