@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--held-out", type=int, default=1_000)
-    parser.add_argument("--share", type=float, default=0.5, help="of bisect")
+    parser.add_argument("--share", type=float, default=0.25, help="of bisect")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
