@@ -26,7 +26,7 @@ def untouched_logging() -> Iterator[None]:
 @pytest.mark.usefixtures("untouched_logging")
 def test_a_line_holds_who_when_what_and_the_extras(tmp_path: Path) -> None:
     configure("store", run="run-1", folder=tmp_path / "logs")
-    extra = {"version": 3, "seconds": float("nan"), "_ray_timestamp_ns": 1}  # Ray's record factory adds it, once loaded
+    extra = {"version": 3, "seconds": float("nan"), "_added": 1}  # as Ray's record factory adds _ray_timestamp_ns
     logging.getLogger("buffers").warning("slow %s", "sync", extra=extra)
     (line,) = read_lines(tmp_path / "logs" / "store.jsonl")
     assert line.pop("time").endswith("+00:00")
